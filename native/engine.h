@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef SLUICE_ENGINE_H
+#define SLUICE_ENGINE_H
+
+#include <quickjs.h>
+#include <stddef.h>
+
+// A context with the parts of the language that Sluice uses, and the global `native`.
+// `with_compiler` adds what turns source text into code, which the product never does. NULL on failure.
+JSContext *sluice_engine_new(int argc, char **argv, int with_compiler);
+
+// Frees everything, so that a leak checker has nothing to say that is not a leak.
+void sluice_engine_free(JSContext *ctx);
+
+// Runs a bytecode script. 0, or -1 with an exception pending.
+int sluice_engine_run(JSContext *ctx, const unsigned char *bytecode, size_t size);
+
+// Writes the pending exception and its stack to standard error.
+void sluice_engine_report(JSContext *ctx);
+
+// The number in the global variable `exitCode`; 70 (EX_SOFTWARE) where it is not one.
+int sluice_engine_exit_code(JSContext *ctx);
+
+#endif

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef SLUICE_SYSMOD_H
+#define SLUICE_SYSMOD_H
+
+#include <quickjs.h>
+
+// Puts the object `native` into the global scope: the system calls that src/sys/native.ts wraps, and `args`.
+// argv must outlive the context. Returns 0, or -1 with an exception pending.
+int sluice_sysmod_init(JSContext *ctx, int argc, char **argv);
+
+#endif

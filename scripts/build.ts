@@ -1,0 +1,238 @@
+/**
+ * Builds the executables.
+ *
+ *   build/sluice          the product: static, every door and part linked in as bytecode
+ *   build/sluice-runtime  a link to it, under whose name it is the OCI runtime
+ *   build/sluice-js       the same engine and system calls, for a script given by name: bytecode compiler, test runner
+ *   build/asan/...        all three under AddressSanitizer and UBSan (`--sanitize`)
+ *
+ * A file `src/<room>/<name>.door.ts` is the entry of the bundle `door:<name>`; `<name>.part.ts` is a bundle of its
+ * own, `part:<name>`, which loads at the first call of one of its functions (see `partLoader`).
+ */
+
+import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
+import * as fs from "node:fs";
+import * as path from "node:path";
+import { fileURLToPath } from "node:url";
+import { decode } from "@jridgewell/sourcemap-codec";
+import * as esbuild from "esbuild";
+
+const sanitize = process.argv.includes("--sanitize");
+const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "..");
+const build = path.join(root, "build");
+const out = sanitize ? path.join(build, "asan") : build;
+const gen = path.join(out, "gen");
+const objects = path.join(out, "obj");
+
+/** The parts of QuickJS-ng that are linked in; the rest of it is its own command line. */
+const ENGINE_SOURCES = ["quickjs.c", "dtoa.c", "libregexp.c", "libunicode.c"];
+
+const SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"];
+// -O3 and fixed addresses each save a twentieth or more of the instructions of a container start.
+const OPTIMIZE = sanitize ? ["-O1", ...SANITIZERS] : ["-O3", "-fno-pie"];
+const OUR_C = ["-std=c11", "-Wall", "-Wextra", "-Werror", ...(sanitize ? ["-DSLUICE_FREE_AT_EXIT"] : [])];
+// UBSan on the engine's own code would report what it does on purpose (unaligned reads of bytecode, for one).
+// Its assertions, a twentieth of all instructions, are for the sanitizer build.
+const ENGINE_C = ["-std=gnu11", "-w", "-D_GNU_SOURCE", "-DQUICKJS_NG_BUILD", "-fno-sanitize=undefined"].concat(
+  sanitize ? [] : ["-DNDEBUG"],
+);
+const LINK = sanitize ? SANITIZERS : ["-static", "-s"];
+
+function run(command: string, args: string[]): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { stdio: "inherit", cwd: root });
+    child.on("error", reject);
+    child.on("exit", (code) => (code === 0 ? resolve() : reject(new Error(`${command} ${args.join(" ")}: ${code}`))));
+  });
+}
+
+/** A file whose content changes only when it must, so that what is built from it is not built again. */
+function writeIfChanged(file: string, content: string): void {
+  if (!fs.existsSync(file) || fs.readFileSync(file, "utf8") !== content) fs.writeFileSync(file, content);
+}
+
+/** Runs `make` unless `target` was last made from the same inputs by the same command. */
+async function unlessFresh(target: string, inputs: string[], recipe: string[], make: () => Promise<void>) {
+  const hash = createHash("sha256").update(JSON.stringify(recipe));
+  for (const input of inputs) hash.update(fs.readFileSync(input));
+  const digest = hash.digest("hex");
+  const stamp = `${target}.made-from`;
+  if (fs.existsSync(target) && fs.existsSync(stamp) && fs.readFileSync(stamp, "utf8") === digest) return;
+  fs.rmSync(stamp, { force: true });
+  await make();
+  fs.writeFileSync(stamp, digest);
+}
+
+async function compileC(source: string, flags: string[], headers: string[]): Promise<string> {
+  const object = path.join(objects, `${path.basename(source, ".c")}.o`);
+  const args = [...flags, ...OPTIMIZE, "-c", source, "-o", object];
+  await unlessFresh(object, [source, ...headers], args, () => run("cc", args));
+  return object;
+}
+
+function filesIn(dir: string, ending: string): string[] {
+  return fs
+    .readdirSync(dir, { recursive: true, encoding: "utf8" })
+    .filter((name) => name.endsWith(ending))
+    .map((name) => path.join(dir, name))
+    .sort();
+}
+
+/** The QuickJS-ng objects: half a minute of one core when new, so compiled two at a time. */
+async function compileEngine(engine: string): Promise<string[]> {
+  const headers = filesIn(engine, ".h");
+  return Promise.all(ENGINE_SOURCES.map((name) => compileC(path.join(engine, name), ENGINE_C, headers)));
+}
+
+/**
+ * Replaces the import of a `*.part.ts` file by functions of the same names that load the part's bundle when first
+ * called. So heavy parsers cost nothing where they are not needed, and no caller has to know: under Node, the same
+ * import is an ordinary one.
+ */
+const partLoader: esbuild.Plugin = {
+  name: "part-loader",
+  setup(api) {
+    api.onResolve({ filter: /\.part\.ts$/ }, (args) =>
+      args.kind === "entry-point" || args.pluginData === "itself"
+        ? undefined
+        : { path: path.resolve(args.resolveDir, args.path), namespace: "part" },
+    );
+    api.onLoad({ filter: /.*/, namespace: "part" }, async (args) => {
+      const probe = await esbuild.build({
+        entryPoints: [args.path],
+        bundle: true,
+        packages: "external",
+        external: ["sluice:*"],
+        format: "esm",
+        metafile: true,
+        write: false,
+      });
+      const names = Object.values(probe.metafile.outputs).flatMap((o) => o.exports);
+      const stub = names.map((n) => `export function ${n}(...args) { return part().${n}(...args); }`);
+      const name = path.basename(args.path, ".part.ts");
+      return {
+        contents: `let loaded;\nfunction part() { return (loaded ??= native.part("${name}")); }\n${stub.join("\n")}\n`,
+        loader: "js",
+      };
+    });
+  },
+};
+
+/** `sluice:lines`, imported by the part that explains stack traces: bundle file -> per line, `source:line`. */
+function linesPlugin(lines: Record<string, string[]>): esbuild.Plugin {
+  return {
+    name: "lines",
+    setup(api) {
+      api.onResolve({ filter: /^sluice:lines$/ }, () => ({ path: "lines", namespace: "lines" }));
+      api.onLoad({ filter: /.*/, namespace: "lines" }, () => ({ contents: JSON.stringify(lines), loader: "json" }));
+    },
+  };
+}
+
+interface Bundle {
+  /** `door:runtime` */
+  name: string;
+  /** The script, whose basename stands in stack traces. */
+  script: string;
+}
+
+async function bundle(entry: string, lines: Record<string, string[]>): Promise<Bundle> {
+  const [, stem, kind] = /([^/]+)\.(door|part)\.ts$/.exec(entry) as unknown as [string, string, "door" | "part"];
+  const script = path.join(gen, `${kind}-${stem}.js`);
+  const result = await esbuild.build({
+    entryPoints: [entry],
+    bundle: true,
+    format: "iife",
+    ...(kind === "part" ? { globalName: "part" } : {}),
+    target: "es2023",
+    platform: "neutral",
+    mainFields: ["module", "main"],
+    minifySyntax: true,
+    legalComments: "none",
+    charset: "utf8",
+    sourcemap: "external",
+    outfile: script,
+    write: false,
+    logLevel: "warning",
+    plugins: [partLoader, linesPlugin(lines)],
+  });
+  for (const file of result.outputFiles) {
+    if (file.path.endsWith(".map")) {
+      const map = JSON.parse(file.text) as { sources: string[]; mappings: string };
+      lines[path.basename(script)] = decode(map.mappings).map((segments) => {
+        const first = segments.find((s) => s.length > 1);
+        if (first === undefined) return "";
+        const source = path.relative(root, path.resolve(gen, map.sources[first[1] as number] as string));
+        return `${source}:${(first[2] as number) + 1}`;
+      });
+    } else {
+      writeIfChanged(script, file.text);
+    }
+  }
+  return { name: `${kind}:${stem}`, script };
+}
+
+async function linkProduct(engine: string, objectFiles: string[], compiler: string): Promise<void> {
+  const src = path.join(root, "src");
+  const lines: Record<string, string[]> = {};
+  const entries = [...filesIn(src, ".door.ts"), ...filesIn(src, ".part.ts")];
+  // The part that holds the line tables of all others is bundled last.
+  entries.sort((a, b) => Number(a.endsWith("trace.part.ts")) - Number(b.endsWith("trace.part.ts")));
+  const bundles: Bundle[] = [];
+  for (const entry of entries) bundles.push(await bundle(entry, lines));
+
+  const rows: string[] = [];
+  const declarations: string[] = [];
+  for (const [i, { name, script }] of bundles.entries()) {
+    const bytecode = script.replace(/\.js$/, ".bin");
+    await unlessFresh(bytecode, [script, compiler], [], () => run(compiler, ["compile", script, bytecode]));
+    declarations.push(
+      `__asm__(".section .rodata\\n.balign 8\\nbundle_${i}:\\n.incbin \\"${bytecode}\\"\\nbundle_${i}_end:\\n.byte 0\\n.previous");`,
+      `extern const unsigned char bundle_${i}[], bundle_${i}_end[];`,
+    );
+    rows.push(`    {"${name}", bundle_${i}, bundle_${i}_end},`);
+  }
+  const table = path.join(gen, "bundles.c");
+  writeIfChanged(
+    table,
+    `// Written by scripts/build.ts.\n#include "bundles.h"\n\n${declarations.join("\n")}\n\n` +
+      `const struct sluice_bundle sluice_bundles[] = {\n${rows.join("\n")}\n};\n` +
+      `const size_t sluice_bundle_count = ${rows.length};\n`,
+  );
+  const native = path.join(root, "native");
+  const flags = [...OUR_C, "-isystem", engine, "-I", native];
+  const bytecodes = bundles.map((b) => b.script.replace(/\.js$/, ".bin"));
+  const own = [
+    await compileC(path.join(native, "main.c"), flags, filesIn(native, ".h")),
+    await compileC(table, flags, [...filesIn(native, ".h"), ...bytecodes]),
+  ];
+  const product = path.join(out, "sluice");
+  const args = [...LINK, "-o", product, ...own, ...objectFiles, "-lm", "-lpthread"];
+  await unlessFresh(product, [...own, ...objectFiles], args, () => run("cc", args));
+  const runtime = path.join(out, "sluice-runtime");
+  fs.rmSync(runtime, { force: true });
+  fs.symlinkSync("sluice", runtime);
+}
+
+async function main(): Promise<void> {
+  fs.mkdirSync(gen, { recursive: true });
+  fs.mkdirSync(objects, { recursive: true });
+  await run("bash", [path.join(root, "scripts/quickjs.sh")]);
+  const engine = path.join(build, "quickjs/src");
+  const native = path.join(root, "native");
+  const flags = [...OUR_C, "-isystem", engine, "-I", native];
+  const headers = filesIn(native, ".h");
+  const [engineObjects, ...ours] = await Promise.all([
+    compileEngine(engine),
+    ...["sysmod.c", "engine.c", "js.c"].map((name) => compileC(path.join(native, name), flags, headers)),
+  ]);
+  const [sysmod, engineObject, js] = ours as [string, string, string];
+  const shared = [sysmod, engineObject, ...engineObjects];
+  const compiler = path.join(out, "sluice-js");
+  const args = [...LINK, "-o", compiler, js, ...shared, "-lm", "-lpthread"];
+  await unlessFresh(compiler, [js, ...shared], args, () => run("cc", args));
+  await linkProduct(engine, shared, compiler);
+}
+
+await main();

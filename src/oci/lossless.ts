@@ -1,0 +1,324 @@
+/**
+ * Writing a changed JSON file without re-serialising it.
+ *
+ * A config.json is parsed only to be looked at. The changed tree shares every untouched part with the parsed one, and
+ * the new file is the old text with the differences patched in. So whatever was not touched keeps its exact bytes:
+ * white space, key order, the spelling of numbers (integers beyond 2^53 included), escapes and unknown fields.
+ */
+
+import { quote, SluiceError } from "../sys/error.ts";
+
+type Members = Record<string, unknown>;
+
+interface Patch {
+  readonly text: string;
+  /** The new text so far: it stands for the old text up to `done`. */
+  readonly pieces: string[];
+  done: number;
+}
+
+/**
+ * `text` with the differences between `before` and `after` applied. `before` is `JSON.parse(text)`; `after` shares
+ * with it (`===`) all that is to stay. A member of `after` that is `undefined` is a member to remove; new members go to
+ * the end of their object. An array element that is an element of `before` keeps its text wherever it moves to.
+ *
+ * @throws SluiceError `E_JSON_DUPLICATE_KEY` where an object that has to change holds a key twice (runtimes differ in
+ * which one counts), `E_JSON_NUMBER` where a number cannot be written without changing its value: a new one beyond
+ * 2^53, or one of several in an array that differ only beyond a double's precision, and the array was re-ordered.
+ */
+export function patchJson(text: string, before: unknown, after: unknown): string {
+  if (before === after) return text;
+  const patch: Patch = { text, pieces: [], done: 0 };
+  patchValue(patch, skipSpace(text, 0), before, after, "");
+  return patch.pieces.join("") + text.slice(patch.done);
+}
+
+/** Replaces `text[start, end)`. Calls come in the order of the text. */
+function replace(patch: Patch, start: number, end: number, replacement: string): void {
+  patch.pieces.push(patch.text.slice(patch.done, start), replacement);
+  patch.done = end;
+}
+
+/** Patches the value that starts at `start`; gives the place where it ends in the old text. */
+function patchValue(patch: Patch, start: number, before: unknown, after: unknown, pointer: string): number {
+  const objects = isObject(before) && isObject(after);
+  if (objects || (Array.isArray(before) && Array.isArray(after))) {
+    if (patch.text.charCodeAt(start) !== (objects ? OPEN_OBJECT : OPEN_ARRAY)) refuseDuplicate(pointer);
+    if (objects) return patchObject(patch, start, before, after, pointer);
+    return patchArray(patch, start, before as unknown[], after as unknown[], pointer);
+  }
+  const end = skipValue(patch.text, start, before);
+  replace(patch, start, end, write(after, pointer));
+  return end;
+}
+
+function patchObject(patch: Patch, start: number, before: Members, after: Members, pointer: string): number {
+  const { text } = patch;
+  const seen = new Set<string>();
+  /** Where the first member starts, if no member before the current one stays: what goes then is up to a kept one. */
+  let cut = -1;
+  let kept = false;
+  /** The end of the previous member, and how the last one was laid out: `{gap}"key"{colon}value`. */
+  let last = start + 1;
+  let gap = "";
+  let colon = ":";
+
+  let gapStart = start + 1;
+  let at = skipSpace(text, gapStart);
+  while (text.charCodeAt(at) === QUOTE) {
+    const keyEnd = skipString(text, at);
+    const key = unquote(text.slice(at, keyEnd));
+    const member = `${pointer}/${escapePointer(key)}`;
+    if (seen.has(key)) refuseDuplicate(member);
+    seen.add(key);
+    const valueStart = skipSpace(text, skipSpace(text, keyEnd) + 1);
+    // A member that `after` lacks must not be found in Object.prototype.
+    const old = before[key];
+    const value = Object.hasOwn(after, key) ? after[key] : undefined;
+
+    let end: number;
+    if (value === undefined) {
+      end = skipValue(text, valueStart, old);
+      if (kept) replace(patch, last, end, "");
+      else if (cut < 0) cut = at;
+    } else {
+      if (cut >= 0 && !kept) replace(patch, cut, at, "");
+      kept = true;
+      end = value === old ? skipValue(text, valueStart, old) : patchValue(patch, valueStart, old, value, member);
+    }
+
+    last = end;
+    const next = skipSpace(text, end);
+    if (text.charCodeAt(next) !== COMMA) {
+      gap = text.slice(gapStart, at);
+      colon = text.slice(keyEnd, valueStart);
+      at = next;
+      break;
+    }
+    gapStart = next + 1;
+    at = skipSpace(text, gapStart);
+  }
+
+  const added = writeAdded(before, after, colon, pointer);
+  if (cut >= 0 && !kept) replace(patch, cut, last, added.join(`,${gap}`));
+  else if (added.length > 0) replace(patch, last, last, (kept ? `,${gap}` : "") + added.join(`,${gap}`));
+  return at + 1;
+}
+
+/** The members that only `after` has, as JSON. */
+function writeAdded(before: Members, after: Members, colon: string, pointer: string): string[] {
+  const added: string[] = [];
+  for (const key of Object.keys(after)) {
+    const value = after[key];
+    if (value === undefined || Object.hasOwn(before, key)) continue;
+    added.push(JSON.stringify(key) + colon + write(value, `${pointer}/${escapePointer(key)}`));
+  }
+  return added;
+}
+
+function patchArray(
+  patch: Patch,
+  start: number,
+  before: readonly unknown[],
+  after: readonly unknown[],
+  pointer: string,
+): number {
+  const { text } = patch;
+  const old = before.length;
+  let same = 0;
+  while (same < old && same < after.length && before[same] === after[same]) same++;
+
+  // The common case, elements added at the end, needs no look at the old ones.
+  if (same === old) {
+    const end = skipNested(text, start, before);
+    if (after.length > old) {
+      const last = start + text.slice(start, end - 1).trimEnd().length;
+      const gap = old > 0 ? `,${text.slice(start + 1, skipSpace(text, start + 1))}` : ",";
+      const added = after.slice(old).map((value, i) => write(value, `${pointer}/${old + i}`));
+      replace(patch, last, last, (old > 0 ? gap : "") + added.join(gap));
+    }
+    return end;
+  }
+
+  const starts: number[] = [];
+  const ends: number[] = [];
+  const places = new Map<unknown, number>();
+  /** Numbers that the text spells in more than one way: their elements look alike and need not be. */
+  const ambiguous = new Set<unknown>();
+  let at = start + 1;
+  for (let i = 0; i < old; i++) {
+    const value = before[i];
+    const from = skipSpace(text, at);
+    const to = skipValue(text, from, value);
+    starts.push(from);
+    ends.push(to);
+    if (typeof value === "number") {
+      const twin = places.get(value);
+      if (twin !== undefined && text.slice(starts[twin], ends[twin]) !== text.slice(from, to)) ambiguous.add(value);
+    }
+    places.set(value, i);
+    const next = skipSpace(text, to);
+    if (text.charCodeAt(next) !== (i < old - 1 ? COMMA : CLOSE_ARRAY)) refuseDuplicate(pointer);
+    at = next + 1;
+  }
+
+  const staying = new Set(after);
+  const added: string[] = [];
+  for (let i = 0; i < after.length; i++) {
+    const value = after[i];
+    const current = before[i];
+    if (i < old && value === current) continue;
+    if (ambiguous.has(value) || ambiguous.has(current)) refuseNumber(`${pointer}/${i}`);
+    const place = places.get(value);
+    const moved = place === undefined ? undefined : text.slice(starts[place], ends[place]);
+    if (i >= old) {
+      added.push(moved ?? write(value, `${pointer}/${i}`));
+    } else if (moved === undefined && !staying.has(current)) {
+      patchValue(patch, starts[i] as number, current, value, `${pointer}/${i}`);
+    } else {
+      replace(patch, starts[i] as number, ends[i] as number, moved ?? write(value, `${pointer}/${i}`));
+    }
+  }
+  const last = ends[old - 1] as number;
+  if (after.length > old) {
+    const gap = `,${text.slice(start + 1, starts[0])}`;
+    replace(patch, last, last, gap + added.join(gap));
+  } else if (after.length < old) {
+    for (let i = after.length; i < old; i++) {
+      if (ambiguous.has(before[i])) refuseNumber(`${pointer}/${i}`);
+    }
+    replace(patch, (after.length > 0 ? ends[after.length - 1] : starts[0]) as number, last, "");
+  }
+  return at;
+}
+
+/** The text of a value that the old file does not have; undefined in an array is null, as JSON.stringify has it. */
+function write(value: unknown, pointer: string): string {
+  if (hasInexactNumber(value)) refuseNumber(pointer);
+  return JSON.stringify(value) ?? "null";
+}
+
+function hasInexactNumber(value: unknown): boolean {
+  if (typeof value === "number") return !(Math.abs(value) <= Number.MAX_SAFE_INTEGER);
+  if (typeof value !== "object" || value === null) return false;
+  if (Array.isArray(value)) {
+    // Most are lists of texts, by the dozen: a call for each would cost more than writing them.
+    for (let i = 0; i < value.length; i++) if (typeof value[i] !== "string" && hasInexactNumber(value[i])) return true;
+    return false;
+  }
+  for (const key in value) {
+    const part = (value as Members)[key];
+    if (typeof part !== "string" && hasInexactNumber(part)) return true;
+  }
+  return false;
+}
+
+/**
+ * Of members with one key JSON.parse keeps the last, so an earlier one also shows as text that is not what was parsed.
+ */
+function refuseDuplicate(pointer: string): never {
+  throw new SluiceError(
+    "E_JSON_DUPLICATE_KEY",
+    `${quote(pointer)} is there more than once, and runtimes differ in which one they take`,
+    "remove all but one",
+  );
+}
+
+function refuseNumber(pointer: string): never {
+  throw new SluiceError(
+    "E_JSON_NUMBER",
+    `the change at ${quote(pointer)} holds a number that cannot be written without changing it`,
+    "leave that value as the file has it, or give one that a double holds exactly",
+  );
+}
+
+function isObject(value: unknown): value is Members {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** A JSON string as a value; almost no key has an escape. */
+function unquote(raw: string): string {
+  return raw.includes("\\") ? (JSON.parse(raw) as string) : raw.slice(1, -1);
+}
+
+/** A key as a part of a JSON pointer (RFC 6901, section 3). */
+export function escapePointer(key: string): string {
+  return key.includes("~") || key.includes("/") ? key.replaceAll("~", "~0").replaceAll("/", "~1") : key;
+}
+
+/*
+ * Finding where things end. The text is known to be JSON (it was parsed), so only structure is looked at. No pattern
+ * has an unbounded repetition: QuickJS keeps a backtrack entry for each character of one, and the text may be hostile.
+ */
+
+const QUOTE = 0x22;
+const COMMA = 0x2c;
+const BACKSLASH = 0x5c;
+const OPEN_ARRAY = 0x5b;
+const CLOSE_ARRAY = 0x5d;
+const OPEN_OBJECT = 0x7b;
+
+const STRUCTURE = /["[\]{}]/g;
+const NOT_SPACE = /[^ \t\n\r]/g;
+const SCALAR_END = /[,\]} \t\n\r]/g;
+
+function skipSpace(text: string, at: number): number {
+  if (text.charCodeAt(at) > 0x20) return at;
+  NOT_SPACE.lastIndex = at;
+  return NOT_SPACE.test(text) ? NOT_SPACE.lastIndex - 1 : text.length;
+}
+
+/** From the opening quote to behind the closing one: the first quote behind an even number of backslashes. */
+function skipString(text: string, start: number): number {
+  let at = start;
+  for (;;) {
+    at = text.indexOf('"', at + 1);
+    if (at < 0) throw new Error("patchJson: the text is not that of the value");
+    let slashes = at;
+    while (text.charCodeAt(slashes - 1) === BACKSLASH) slashes--;
+    if ((at - slashes) % 2 === 0) return at + 1;
+  }
+}
+
+function skipValue(text: string, start: number, value: unknown): number {
+  const code = text.charCodeAt(start);
+  if (code === QUOTE) return skipString(text, start);
+  if (code === OPEN_OBJECT || code === OPEN_ARRAY) return skipNested(text, start, value as object);
+  SCALAR_END.lastIndex = start;
+  return SCALAR_END.test(text) ? SCALAR_END.lastIndex - 1 : text.length;
+}
+
+/** From an opening brace or bracket to behind the closing one, however deep (no recursion). */
+function skipNested(text: string, start: number, value: object): number {
+  // Engines write compact JSON, and then a value's own serialisation is mostly its text. Where it is, to the byte, the
+  // value ends where the serialisation does. This is far cheaper than a loop of ours: a seccomp profile is one step.
+  if (text.charCodeAt(start + 1) > 0x20) {
+    const compact = compactOf(value);
+    if (compact !== undefined) {
+      const end = start + compact.length;
+      // Not startsWith, which QuickJS does character by character.
+      if (text.slice(start, end) === compact) return end;
+    }
+  }
+  let at = start;
+  let depth = 0;
+  do {
+    STRUCTURE.lastIndex = at;
+    if (!STRUCTURE.test(text)) throw new Error("patchJson: the text is not that of the value");
+    at = STRUCTURE.lastIndex;
+    const code = text.charCodeAt(at - 1);
+    if (code === QUOTE) at = skipString(text, at - 1);
+    else if (code === OPEN_OBJECT || code === OPEN_ARRAY) depth++;
+    else depth--;
+  } while (depth > 0);
+  return at;
+}
+
+function compactOf(value: object): string | undefined {
+  try {
+    return JSON.stringify(value);
+  } catch {
+    // Nested deeper than the engine's stack.
+    return undefined;
+  }
+}

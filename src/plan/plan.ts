@@ -1,0 +1,86 @@
+import { collectEdits, resolveDeviceNodes } from "../cdi/edits.ts";
+import type { Registry } from "../cdi/registry.ts";
+import type { ContainerEdits } from "../cdi/spec.ts";
+import type { Grant } from "../policy/grant.ts";
+import { SluiceError } from "../sys/error.ts";
+import type { Files, Sys } from "../sys/sys.ts";
+
+/** CDI edits that belong together, with the reason why they are made and where they come from. */
+export interface PlannedEdit {
+  /** For a person. */
+  readonly reason: string;
+  readonly source: {
+    /** The CDI spec file. */
+    readonly spec: string;
+    /** The device that the edits belong to; absent for those that all devices of the spec share. */
+    readonly device?: string;
+  };
+  /** Device nodes are resolved: type, numbers and mode stand in them. */
+  readonly edits: ContainerEdits;
+}
+
+export interface PlannedDevice {
+  /** `vendor/class=name` */
+  readonly name: string;
+  /** Where it was asked for. */
+  readonly from: string;
+  /** Why it was granted. */
+  readonly grant: string;
+}
+
+/** What a container gets, in the order in which it is applied. The same inputs give the same plan, byte for byte. */
+export interface Plan {
+  /** SHA-256 of `text`. */
+  readonly digest: string;
+  readonly devices: readonly PlannedDevice[];
+  readonly edits: readonly PlannedEdit[];
+  /** `devices` and `edits` as JSON: `{"devices":[...],"edits":[...]}`. */
+  readonly text: string;
+}
+
+/**
+ * Makes the plan for what was granted: looks the devices up, resolves their nodes, gives each edit its reason.
+ * Reads files through `registry` and `host`, changes nothing. All or nothing: one device that cannot be had fails it.
+ *
+ * @throws SluiceError E_CDI_*
+ */
+export function makePlan(grant: Grant, registry: Registry, host: Files, sha256: Sys["sha256"]): Plan {
+  const found = grant.devices.map((device) => registry.find(device.name));
+  const fromOf = new Map(grant.devices.map((device) => [device.name, device.from]));
+  const edits: PlannedEdit[] = [];
+  for (const { kind, from } of grant.driver) {
+    const specs = registry.specsOfKind(kind);
+    if (specs.length === 0) {
+      throw new SluiceError(
+        "E_CDI_UNKNOWN_DEVICE",
+        `no CDI spec has devices of the kind ${kind}, whose driver files ${from} asks for`,
+        "install its CDI spec, or unset what asks for it",
+      );
+    }
+    for (const { path, spec } of specs) {
+      if (spec.containerEdits === undefined) continue;
+      const reason = `driver files of ${kind} without a device, asked for by ${from}`;
+      edits.push({ reason, source: { spec: path }, edits: resolved(spec.containerEdits, host) });
+    }
+  }
+  for (const { edits: own, source } of collectEdits(found)) {
+    const name = `${source.kind}=${source.device}`;
+    const reason =
+      source.device === undefined
+        ? `common edits of ${source.kind}, which its devices need`
+        : `device ${name}, asked for by ${fromOf.get(name)}`;
+    edits.push({
+      reason,
+      source: { spec: source.path, ...(source.device === undefined ? {} : { device: source.device }) },
+      edits: resolved(own, host),
+    });
+  }
+  const text = JSON.stringify({ devices: grant.devices, edits });
+  return { digest: sha256(text), devices: grant.devices, edits, text };
+}
+
+function resolved(edits: ContainerEdits, host: Files): ContainerEdits {
+  return edits.deviceNodes === undefined
+    ? edits
+    : { ...edits, deviceNodes: resolveDeviceNodes(edits.deviceNodes, host) };
+}

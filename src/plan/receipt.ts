@@ -1,0 +1,143 @@
+import { OsError, quote, SluiceError } from "../sys/error.ts";
+import type { Sys } from "../sys/sys.ts";
+import { rfc3339 } from "../sys/time.ts";
+import type { Plan } from "./plan.ts";
+
+/**
+ * What was given to one container, kept while it lives in `<state>/receipts/<id>.json`: mode 0600 in a folder 0700, so
+ * that only we (root, or the rootless user) can have written it. A container's stamp is worth nothing without it.
+ */
+export interface Receipt extends Omit<Plan, "text"> {
+  readonly version: 1;
+  readonly id: string;
+  /** Which door acted. */
+  readonly door: string;
+  /** Its config.json. */
+  readonly config: string;
+  /** The OCI runtime's `--root`, empty for its default: ids are unique only within one. */
+  readonly runtimeRoot: string;
+  /** RFC 3339, UTC. */
+  readonly time: string;
+}
+
+/** Bytes; a receipt repeats the edits of a plan. */
+const LIMIT = 16 << 20;
+
+/** As runc and crun take them, and safe as a file name. */
+const ID = /^[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,200}$/;
+
+export class Receipts {
+  readonly #sys: Sys;
+  readonly #dir: string;
+
+  constructor(sys: Sys, stateDir: string) {
+    this.#sys = sys;
+    this.#dir = `${stateDir}/receipts`;
+  }
+
+  #path(id: string): string {
+    return `${this.#dir}/${id}.json`;
+  }
+
+  /** Whether there may be one for this container: one system call, for the doors' fast path. */
+  has(id: string): boolean {
+    return ID.test(id) && this.#sys.lstat(this.#path(id)) !== undefined;
+  }
+
+  /** The receipt of a container; `undefined` where there is none that counts (unreadable, not ours, damaged). */
+  read(id: string): Receipt | undefined {
+    if (!ID.test(id)) return undefined;
+    const sys = this.#sys;
+    try {
+      const folder = sys.lstat(this.#dir);
+      if (folder?.kind !== "dir" || folder.uid !== sys.euid || (folder.mode & 0o077) !== 0) return undefined;
+      const receipt = JSON.parse(sys.readText(this.#path(id), LIMIT)) as Receipt | null;
+      return receipt?.version === 1 && receipt.id === id && Array.isArray(receipt.edits) ? receipt : undefined;
+    } catch (thrown) {
+      if (thrown instanceof OsError || thrown instanceof SyntaxError) return undefined;
+      throw thrown;
+    }
+  }
+
+  /**
+   * Writes the receipt, replacing an older one of the same container in one step.
+   * @throws SluiceError E_RECEIPT where the id or the folder will not do
+   */
+  write(id: string, door: string, config: string, runtimeRoot: string, plan: Plan): void {
+    if (!ID.test(id)) {
+      throw new SluiceError(
+        "E_RECEIPT",
+        `container id ${quote(id)} cannot name a receipt`,
+        "use letters, digits, _ + - .",
+      );
+    }
+    const sys = this.#sys;
+    const head = { version: 1, id, door, config, runtimeRoot, time: rfc3339(sys.now()), digest: plan.digest };
+    // The plan's own JSON is its second half: written once, as it was digested.
+    const text = `${JSON.stringify(head).slice(0, -1)},${plan.text.slice(1)}\n`;
+    const draft = `${this.#dir}/.${id}.new`;
+    try {
+      this.#makeFolder();
+      this.#createFresh(draft, text);
+      sys.rename(draft, this.#path(id));
+    } catch (thrown) {
+      if (!(thrown instanceof OsError)) throw thrown;
+      throw new SluiceError(
+        "E_RECEIPT",
+        `the receipt of container ${quote(id)} cannot be written: ${thrown.message}`,
+        `make ${this.#dir} a folder that this user can write to (rootless: set XDG_RUNTIME_DIR)`,
+        thrown,
+      );
+    }
+  }
+
+  /** Removes the receipt of a container that is gone. One of a namesake under another runtime root stays. */
+  release(id: string, runtimeRoot: string): void {
+    if (this.read(id)?.runtimeRoot === runtimeRoot) this.remove(id);
+  }
+
+  /** Removes the receipt that this very run has written. */
+  remove(id: string): void {
+    this.#unlink(this.#path(id));
+  }
+
+  #makeFolder(): void {
+    const sys = this.#sys;
+    const folder = sys.lstat(this.#dir);
+    if (folder === undefined) {
+      const parent = this.#dir.slice(0, this.#dir.lastIndexOf("/"));
+      if (sys.lstat(parent) === undefined) this.#mkdir(parent, 0o755);
+      this.#mkdir(this.#dir, 0o700);
+    } else if (folder.kind !== "dir" || folder.uid !== sys.euid || (folder.mode & 0o077) !== 0) {
+      throw new OsError("EPERM", "open (not a folder that is ours alone)", this.#dir);
+    }
+  }
+
+  #mkdir(path: string, mode: number): void {
+    try {
+      this.#sys.mkdir(path, mode);
+    } catch (thrown) {
+      if (!(thrown instanceof OsError && thrown.code === "EEXIST")) throw thrown; // another start made it first
+    }
+  }
+
+  /** Creates a file; what a killed start of the same container left under that name goes first. */
+  #createFresh(path: string, text: string): void {
+    try {
+      this.#sys.createFile(path, text, 0o600);
+    } catch (thrown) {
+      if (!(thrown instanceof OsError)) throw thrown;
+      this.#unlink(path);
+      if (thrown.code !== "EEXIST") throw thrown;
+      this.#sys.createFile(path, text, 0o600);
+    }
+  }
+
+  #unlink(path: string): void {
+    try {
+      this.#sys.unlink(path);
+    } catch (thrown) {
+      if (!(thrown instanceof OsError)) throw thrown; // what is not there, or cannot go, is no worse than before
+    }
+  }
+}

@@ -1,0 +1,41 @@
+import type { Request } from "../request/request.ts";
+import { SluiceError } from "../sys/error.ts";
+import type { Settings } from "./config.ts";
+
+export interface GrantedDevice {
+  /** `vendor/class=name` */
+  readonly name: string;
+  /** Where the container asks for it. */
+  readonly from: string;
+  /** Who vouches for it. */
+  readonly grant: string;
+}
+
+/** What a container may have of what it asks for. All of it, or there is no grant. */
+export interface Grant {
+  readonly devices: readonly GrantedDevice[];
+  readonly driver: Request["driver"];
+}
+
+/**
+ * Decides what the container may have (DESIGN.md section 5, "Being granted"). With `trust = "engine"`, whoever can
+ * start containers on this engine may have what they name.
+ *
+ * @throws SluiceError E_NOT_YET for settings that this version cannot honour
+ */
+export function grantRequest(request: Request, settings: Settings): Grant {
+  const { trust } = settings.policy;
+  if (trust !== "engine") {
+    throw notYet(`policy.trust = "${trust}"`, 'set policy.trust = "engine", or leave it out');
+  }
+  const mode = settings.share.defaultMode;
+  if (mode !== "exclusive") {
+    throw notYet(`share.default_mode = "${mode}"`, 'set share.default_mode = "exclusive", or leave it out');
+  }
+  const grant = "policy.trust = engine: whoever can start containers here may have what they name";
+  return { devices: request.devices.map((device) => ({ ...device, grant })), driver: request.driver };
+}
+
+function notYet(setting: string, remedy: string): SluiceError {
+  return new SluiceError("E_NOT_YET", `the setting ${setting} is not supported yet`, remedy);
+}

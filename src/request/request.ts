@@ -1,0 +1,119 @@
+import { parseAnnotations } from "../cdi/annotations.ts";
+import { parseDeviceName } from "../cdi/name.ts";
+import type { Config } from "../oci/spec.ts";
+import { quote, SluiceError } from "../sys/error.ts";
+import { type Ask, readAskAnnotation } from "./ask.ts";
+import { readVisibleDevices } from "./nvidia.ts";
+
+/** One CDI device that a container asks for, and where it says so. */
+export interface AskedDevice {
+  /** `vendor/class=name` */
+  readonly name: string;
+  /** For a person: `annotation gpu.sluice.dev`, `variable NVIDIA_VISIBLE_DEVICES`, `option --device`. */
+  readonly from: string;
+}
+
+/**
+ * What a container asks for. It grants nothing.
+ *
+ * `devices` are unique, in the order of asking. `driver` are kinds whose driver files are asked for without a device
+ * (`NVIDIA_VISIBLE_DEVICES=none`); a kind of which a device is asked for is not among them.
+ */
+export interface Request {
+  readonly devices: readonly AskedDevice[];
+  readonly driver: readonly { readonly kind: string; readonly from: string }[];
+}
+
+/** What a person adds on the command line of `sluice plan` and `sluice apply`. */
+export interface ExtraRequest {
+  readonly devices: readonly string[];
+  /** Count as the container's own, and win over those of the same key. */
+  readonly annotations: Record<string, string>;
+}
+
+const ASK = "gpu.sluice.dev";
+const NOTHING: Request = { devices: [], driver: [] };
+
+/** The annotations by which containerd and CRI-O name a pod's container, and the sandbox that is none. */
+const CONTAINER_NAME = ["io.kubernetes.cri.container-name", "io.kubernetes.container.name"];
+const CONTAINER_TYPE = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+
+export function isEmpty(request: Request): boolean {
+  return request.devices.length === 0 && request.driver.length === 0;
+}
+
+/**
+ * Reads what a container asks for from its config.json.
+ *
+ * Annotations and the command line say it on purpose, per container; the environment also comes from the image. So
+ * `NVIDIA_VISIBLE_DEVICES` counts only where nothing else asks, as with NVIDIA's toolkit (reference 1.4). A pod's
+ * sandbox asks for nothing: it carries its pod's annotations, but no workload.
+ *
+ * @throws SluiceError E_REQUEST_*, E_CDI_NAME or E_CDI_ANNOTATION, naming the annotation or variable
+ */
+export function readRequest(config: Config, defaultKind: string, extra?: ExtraRequest): Request {
+  const annotations = { ...config.annotations, ...extra?.annotations };
+  if (firstOf(annotations, CONTAINER_TYPE) === "sandbox") return NOTHING;
+
+  const asked: AskedDevice[] = [];
+  for (const name of extra?.devices ?? []) {
+    parseDeviceName(name);
+    asked.push({ name, from: "option --device" });
+  }
+  for (const ask of readAsks(annotations)) asked.push(...ask.devices.map((name) => ({ name, from: ask.from })));
+  for (const { key, devices } of parseAnnotations(annotations)) {
+    asked.push(...devices.map((name) => ({ name, from: `annotation ${key}` })));
+  }
+  if (asked.length > 0) return { devices: unique(asked), driver: [] };
+
+  const visible = readVisibleDevices(config.process?.env ?? [], defaultKind);
+  if (visible === undefined) return NOTHING;
+  const from = "variable NVIDIA_VISIBLE_DEVICES";
+  if (visible === "driver") return { devices: [], driver: [{ kind: defaultKind, from }] };
+  return { devices: unique(visible.map((name) => ({ name, from }))), driver: [] };
+}
+
+/** The first one asked for a device keeps it: it says where the device comes from. */
+function unique(asked: readonly AskedDevice[]): AskedDevice[] {
+  const seen = new Map<string, AskedDevice>();
+  for (const device of asked) if (!seen.has(device.name)) seen.set(device.name, device);
+  return [...seen.values()];
+}
+
+function firstOf(annotations: Record<string, string>, keys: readonly string[]): string | undefined {
+  for (const key of keys) if (Object.hasOwn(annotations, key)) return annotations[key];
+  return undefined;
+}
+
+/**
+ * The annotation that counts for this container: in a pod `gpu.sluice.dev/container.<name>` before
+ * `gpu.sluice.dev/pod` before the plain key (DESIGN.md section 5). Those of a pod's other containers are theirs.
+ */
+function readAsks(annotations: Record<string, string>): (Ask & { from: string })[] {
+  const keys = Object.keys(annotations).filter((key) => key === ASK || key.startsWith(`${ASK}/`));
+  if (keys.length === 0) return [];
+  const prefix = `${ASK}/container.`;
+  for (const key of keys) {
+    if (key !== ASK && key !== `${ASK}/pod` && !key.startsWith(prefix)) {
+      throw new SluiceError(
+        "E_REQUEST_ANNOTATION",
+        `annotation ${quote(key)} is not one that Sluice knows`,
+        `use ${ASK}, ${ASK}/pod or ${prefix}<name>`,
+      );
+    }
+  }
+  const container = firstOf(annotations, CONTAINER_NAME);
+  if (container === undefined && keys.some((key) => key.startsWith(prefix))) {
+    throw new SluiceError(
+      "E_REQUEST_ANNOTATION",
+      `annotation ${quote(keys.find((key) => key.startsWith(prefix)) as string)} is for one container of a pod, ` +
+        "and the engine does not say which container this is",
+      `outside Kubernetes use the annotation ${ASK}`,
+    );
+  }
+  for (const key of [`${prefix}${container}`, `${ASK}/pod`, ASK]) {
+    if (keys.includes(key))
+      return [{ ...readAskAnnotation(key, annotations[key] as string), from: `annotation ${key}` }];
+  }
+  return [];
+}

@@ -1,0 +1,174 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { OsError } from "../../src/sys/error.ts";
+import { sys } from "../../src/sys/node.ts";
+
+/** A new folder beneath the one that the runner made and removes (scripts/unit.ts). */
+function folder(name: string): string {
+  const base = sys.env("SLUICE_TEST_DIR");
+  assert.ok(base !== undefined, "run the unit tests with `make unit`");
+  const path = `${base}/${name}`;
+  sys.mkdir(path, 0o755);
+  return path;
+}
+
+test("a file is created, read back and never created twice", () => {
+  const dir = folder("create");
+  sys.createFile(`${dir}/a`, "hällo\n", 0o640);
+  assert.equal(sys.readText(`${dir}/a`, 100), "hällo\n");
+  const stat = sys.stat(`${dir}/a`);
+  assert.equal(stat?.kind, "file");
+  assert.equal(stat?.size, 7);
+  assert.equal((stat?.mode ?? 0) & 0o700, 0o600);
+  assert.throws(() => sys.createFile(`${dir}/a`, "", 0o600), { name: "OsError", code: "EEXIST" });
+});
+
+test("a file larger than the limit is refused, one of exactly the limit is read", () => {
+  const dir = folder("limit");
+  sys.createFile(`${dir}/a`, "12345", 0o600);
+  assert.equal(sys.readText(`${dir}/a`, 5), "12345");
+  assert.throws(() => sys.readText(`${dir}/a`, 4), { name: "OsError", code: "EFBIG" });
+});
+
+test("a file of /proc, which says that it has no size, is read whole", () => {
+  assert.match(sys.readText("/proc/self/status", 65_536), /^Name:.*\nUid:/s);
+  assert.throws(() => sys.readText("/proc/self/status", 10), { code: "EFBIG" });
+});
+
+test("folders and devices are not read as text", () => {
+  assert.throws(() => sys.readText("/", 10), { code: "EINVAL" });
+  assert.throws(() => sys.readText("/dev/null", 10), { code: "EINVAL" });
+});
+
+test("an empty file and a byte order mark are text as they are", () => {
+  const dir = folder("empty");
+  sys.createFile(`${dir}/a`, "", 0o600);
+  sys.createFile(`${dir}/b`, "\ufeffx", 0o600);
+  assert.equal(sys.readText(`${dir}/a`, 10), "");
+  assert.equal(sys.readText(`${dir}/b`, 10), "\ufeffx");
+});
+
+test("what is not UTF-8 is refused", () => {
+  // Memory of our own process, as a file that is surely not text: its executable.
+  assert.throws(() => sys.readText("/bin/sh", 64 << 20), { code: "EILSEQ" });
+});
+
+test("a missing file has no stat; reading it names call and path", () => {
+  assert.equal(sys.stat("/nonexistent/x"), undefined);
+  assert.equal(sys.lstat("/etc/passwd/x"), undefined);
+  assert.equal(sys.list("/nonexistent"), undefined);
+  assert.throws(() => sys.readText("/nonexistent", 10), { code: "ENOENT", syscall: "open", path: "/nonexistent" });
+});
+
+test("a NUL in a path is EINVAL, never a shorter path", () => {
+  for (const call of [
+    () => sys.readText("/etc/passwd\0x", 1 << 20),
+    () => sys.stat("/etc\0x"),
+    () => sys.list("/etc\0x"),
+    () => sys.createFile("/tmp/\0x", "", 0o600),
+    () => sys.rename("/nonexistent", "/x\0y"),
+    () => sys.unlink("/nonexistent\0"),
+  ]) {
+    assert.throws(call, { name: "OsError", code: "EINVAL" });
+  }
+});
+
+test("device nodes have their numbers", () => {
+  const stat = sys.stat("/dev/null");
+  assert.equal(stat?.kind, "char");
+  assert.equal(stat?.major, 1);
+  assert.equal(stat?.minor, 3);
+});
+
+test("a stamp changes with the content, and is the same for an untouched file", () => {
+  const dir = folder("stamp");
+  sys.createFile(`${dir}/a`, "1", 0o600);
+  const before = sys.stat(`${dir}/a`)?.stamp;
+  assert.equal(sys.stat(`${dir}/a`)?.stamp, before);
+  sys.appendFile(`${dir}/a`, "2", 0o600);
+  assert.notEqual(sys.stat(`${dir}/a`)?.stamp, before);
+  assert.equal(sys.readText(`${dir}/a`, 10), "12");
+});
+
+test("the clock and a new file's change time agree", () => {
+  const dir = folder("clock");
+  const before = sys.now();
+  sys.createFile(`${dir}/a`, "", 0o600);
+  const ctime = sys.stat(`${dir}/a`)?.ctimeMs ?? 0;
+  assert.ok(ctime >= before - 50 && ctime <= sys.now(), `${before} <= ${ctime}`);
+});
+
+test("a folder is listed by name, with kinds", () => {
+  const dir = folder("list");
+  sys.createFile(`${dir}/b`, "", 0o600);
+  sys.createFile(`${dir}/a`, "", 0o600);
+  sys.mkdir(`${dir}/c`, 0o700);
+  assert.deepEqual(sys.list(dir), [
+    { name: "a", kind: "file" },
+    { name: "b", kind: "file" },
+    { name: "c", kind: "dir" },
+  ]);
+});
+
+test("many entries are stat'ed at once, missing ones left out", () => {
+  const dir = folder("many");
+  sys.createFile(`${dir}/a`, "xyz", 0o600);
+  const stats = sys.statMany(dir, ["a", "gone", "a"]);
+  assert.equal(stats.length, 3);
+  assert.equal(stats[0]?.size, 3);
+  assert.equal(stats[1], undefined);
+  assert.deepEqual(stats[2], sys.stat(`${dir}/a`));
+});
+
+test("mode, rename and unlink do what they say", () => {
+  const dir = folder("ops");
+  sys.createFile(`${dir}/a`, "a", 0o600);
+  sys.createFile(`${dir}/b`, "b", 0o600);
+  sys.chmod(`${dir}/a`, 0o644);
+  assert.equal(sys.stat(`${dir}/a`)?.mode, 0o644);
+  const own = sys.stat(`${dir}/a`);
+  sys.chown(`${dir}/a`, own?.uid ?? 0, own?.gid ?? 0);
+  sys.rename(`${dir}/a`, `${dir}/b`);
+  assert.equal(sys.readText(`${dir}/b`, 10), "a");
+  sys.unlink(`${dir}/b`);
+  assert.equal(sys.lstat(`${dir}/b`), undefined);
+  assert.throws(() => sys.unlink(`${dir}/b`), { code: "ENOENT", syscall: "unlink" });
+  assert.throws(() => sys.mkdir(dir, 0o700), { code: "EEXIST" });
+});
+
+test("another root holds paths and links beneath it", () => {
+  const dir = folder("root");
+  sys.mkdir(`${dir}/etc`, 0o755);
+  sys.createFile(`${dir}/etc/passwd`, "inside", 0o644);
+  const files = sys.under(dir);
+  assert.equal(files.readText("/etc/passwd", 100), "inside");
+  assert.equal(files.readText("/../../../../etc/passwd", 100), "inside");
+  assert.equal(files.stat("/etc/hostname-that-is-not-there"), undefined);
+  assert.deepEqual(files.list("/etc"), [{ name: "passwd", kind: "file" }]);
+  assert.equal(files.statMany("/etc", ["passwd"])[0]?.size, 6);
+});
+
+test("links under another root resolve beneath it", () => {
+  // /proc/self/root is a link to the real root; as a root of its own, /proc shows that such a jump is not taken.
+  assert.throws(() => sys.under("/proc").readText("/self/root/etc/passwd", 1 << 20), OsError);
+  assert.match(sys.under("/proc").readText("/self/comm", 100), /\w/);
+  assert.equal(sys.under("/proc").lstat("/self")?.kind, "link");
+  assert.match(sys.under("/proc").readLink("/self"), /^\d+$/);
+});
+
+test("readLink of what is no link is EINVAL", () => {
+  assert.throws(() => sys.readLink("/etc"), { code: "EINVAL", syscall: "readlink" });
+});
+
+test("SHA-256 has the values of FIPS 180-4, at every length around a block's end and beyond ASCII", () => {
+  const table: [string, string][] = [
+    ["", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"],
+    ["abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"],
+    ["é€😀", "df9226927fd572c1ee66eec85de1bb139497614899f36e4e90474cb71f6ef9d0"],
+    ["a".repeat(1_000_000), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"],
+  ];
+  for (const [text, hash] of table) assert.equal(sys.sha256(text), hash);
+  let chain = "";
+  for (let length = 50; length < 140; length++) chain = sys.sha256(chain + "x".repeat(length));
+  assert.equal(chain, "ddcc589c6020bff3c2f62a871755f47adb38df749eb9f0ff6f7207810b71c98b");
+});
