@@ -149,6 +149,8 @@ async function bundle(entry: string, lines: Record<string, string[]>): Promise<B
     platform: "neutral",
     mainFields: ["module", "main"],
     minifySyntax: true,
+    // Each name is an atom to make at start; stack traces have file and line without them.
+    minifyIdentifiers: true,
     legalComments: "none",
     charset: "utf8",
     sourcemap: "external",

@@ -18,19 +18,10 @@ export interface SourcedEdits {
   readonly source: EditSource;
 }
 
-/** What a device node on the host is. */
-export interface HostNode {
-  readonly type: string;
-  readonly major: number;
-  readonly minor: number;
-}
-
 /** A device node with everything that an OCI runtime needs. */
 export interface ResolvedDeviceNode extends DeviceNode {
   hostPath: string;
   type: string;
-  /** What stands at `hostPath`, where that has another type or other numbers than the spec: a stale spec, likely. */
-  host?: HostNode;
 }
 
 /**
@@ -93,9 +84,8 @@ function refused(node: DeviceNode, what: string, remedy: string): SluiceError {
 /**
  * Fills in what device nodes leave out from the nodes of the host, by the rules of the reference library: a node with a
  * type and a major number (or a FIFO) stands for itself and need not exist on the host; any other one must, takes its
- * type and numbers from there, and must not contradict its type. Numbers that the spec gives are kept, and `host` has
- * those of the host where they differ. Links are not followed. Makes new nodes, so that the next container asks the host
- * again.
+ * type and numbers from there, and must not contradict its type. Numbers that the spec gives are kept. Links are not
+ * followed. Makes new nodes, so that the next container asks the host again.
  * @throws SluiceError E_CDI_DEVICE_NODE
  */
 export function resolveDeviceNodes(nodes: readonly DeviceNode[], files: Files): ResolvedDeviceNode[] {
@@ -134,10 +124,5 @@ function resolveDeviceNode(node: DeviceNode, files: Files): ResolvedDeviceNode {
   const resolved: ResolvedDeviceNode = { ...node, hostPath, type: node.type ?? type, fileMode };
   if (resolved.type === "p") return resolved;
   if ((node.major ?? 0) === 0) return { ...resolved, major: stat.major, minor: stat.minor };
-  // "u" is a character device under another name.
-  const isSame =
-    (resolved.type === "u" ? "c" : resolved.type) === type &&
-    node.major === stat.major &&
-    (node.minor ?? 0) === stat.minor;
-  return isSame ? resolved : { ...resolved, host: { type, major: stat.major, minor: stat.minor } };
+  return resolved;
 }

@@ -12,6 +12,11 @@ export interface Problem {
   readonly remedy: string;
 }
 
+/** A problem of a file or folder as a whole. */
+export function wholeFile(code: string, what: string, remedy: string): Problem {
+  return { code, pointer: "", what, remedy };
+}
+
 /** A place in a text at which it stops being JSON or YAML. */
 export interface SyntaxFault {
   /** From 1. */

@@ -6,9 +6,10 @@
 
 import { OsError, quote, SluiceError } from "../sys/error.ts";
 import type { Files } from "../sys/sys.ts";
-import { fileError, readSpecFile, SPEC_FILE_MAX } from "./load.ts";
+import { fileError, SPEC_FILE_MAX } from "./load.ts";
 import { type DeviceName, parseDeviceName } from "./name.ts";
 import { shown } from "./problem.ts";
+import { readSpecFile } from "./read.part.ts";
 import type { Device, Spec } from "./spec.ts";
 import {
   type FileProblem,

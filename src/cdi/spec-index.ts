@@ -23,8 +23,9 @@
 import { isSettled, readCache, writeCache } from "../sys/cache.ts";
 import { OsError, reasonOf } from "../sys/error.ts";
 import type { Entry, Files, Stat, Sys } from "../sys/sys.ts";
-import { folderProblem, isSpecFileName, linkProblem, readSpecFile } from "./load.ts";
+import { folderProblem, isSpecFileName } from "./load.ts";
 import type { Problem } from "./problem.ts";
+import { linkProblem, readSpecFile } from "./read.part.ts";
 import type { Spec } from "./spec.ts";
 
 /** Some file systems keep whole seconds (FAT two of them); a time without milliseconds may be such a one. */

@@ -1,5 +1,5 @@
-import { checkSpecFile } from "../cdi/load.ts";
 import { problemError } from "../cdi/problem.ts";
+import { checkSpecFile } from "../cdi/read.part.ts";
 import { openMachineRegistry } from "../plan/inject.ts";
 import { EXIT, errorLine } from "../sys/enter.ts";
 import type { Sys } from "../sys/sys.ts";

@@ -302,8 +302,11 @@ function byDepth(mounts: readonly (Mount | undefined)[]): Mount[] {
     const slash = destination.lastIndexOf("/") + 1;
     const folder = destination.slice(0, slash);
     const isPlain = PLAIN_NAME.test(destination.slice(slash));
-    const depth = (isPlain ? folders.get(folder) : undefined) ?? depthOf(destination);
-    if (isPlain) folders.set(folder, depth);
+    let depth = isPlain ? folders.get(folder) : undefined;
+    if (depth === undefined) {
+      depth = depthOf(destination);
+      if (isPlain) folders.set(folder, depth);
+    }
     const level = levels.get(depth);
     if (level === undefined) levels.set(depth, [mount]);
     else level.push(mount);

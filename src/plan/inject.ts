@@ -32,8 +32,11 @@ export function planFor(machine: Machine, config: Config, extra?: ExtraRequest):
 /** config.json as it is with the plan: its edits applied, those already there not twice, and the stamp. */
 export function applyPlan(config: Config, plan: Pick<Plan, "digest" | "edits">): Config {
   const all = plan.edits.map((planned) => planned.edits);
-  // What an engine's native CDI did before us can only be devices and hooks.
-  const edits = config.hooks || config.linux?.devices ? withoutPresent(config, all) : all;
+  // What an engine's native CDI did before us is looked for only where there is something of that sort.
+  const mayHave =
+    (config.linux?.devices?.length && all.some((edit) => edit.deviceNodes)) ||
+    (config.hooks && all.some((edit) => edit.hooks));
+  const edits = mayHave ? withoutPresent(config, all) : all;
   const applied = applyEdits(config, edits);
   return { ...applied, annotations: { ...applied.annotations, [STAMP]: plan.digest } };
 }

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { checkSpecFile, loadSpec, SPEC_FILE_MAX } from "../../src/cdi/load.ts";
+import { SPEC_FILE_MAX } from "../../src/cdi/load.ts";
+import { checkSpecFile, loadSpec } from "../../src/cdi/read.part.ts";
 import { binary, char, dir, fifo, file, link, memory, type Tree } from "../support/memory-files.ts";
 
 const GOOD = '{"cdiVersion":"0.5.0","kind":"vendor.com/gpu","devices":[{"name":"0","containerEdits":{"env":["A=b"]}}]}';
