@@ -2,6 +2,7 @@
 //
 // The executable `sluice`: picks one of the bundles that are linked in, and runs it.
 
+#include <malloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -76,9 +77,13 @@ static const struct sluice_bundle *choose_bundle(int argc, char **argv)
 int main(int argc, char **argv)
 {
     const struct sluice_bundle *bundle = choose_bundle(argc, argv);
-    JSContext *ctx = sluice_engine_new(argc, argv, 0);
+    JSContext *ctx;
     int code = 70;
 
+    // The heap grows in one step where the default would take a dozen, and is never given back: we do not live long.
+    mallopt(M_TOP_PAD, 1 << 20);
+    mallopt(M_TRIM_THRESHOLD, -1);
+    ctx = sluice_engine_new(argc, argv, 0);
     if (!ctx || !bundle || add_loader(ctx)) {
         static const char text[] = "sluice: E_INTERNAL: out of memory at start\n";
 

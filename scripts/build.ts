@@ -5,6 +5,7 @@
  *   build/sluice-runtime  a link to it, under whose name it is the OCI runtime
  *   build/sluice-js       the same engine and system calls, for a script given by name: bytecode compiler, test runner
  *   build/asan/...        all three under AddressSanitizer and UBSan (`--sanitize`)
+ *   build/test/sluice     the product with the doors and parts of test/fixtures/doors as well (`--test-doors`)
  *
  * A file `src/<room>/<name>.door.ts` is the entry of the bundle `door:<name>`; `<name>.part.ts` is a bundle of its
  * own, `part:<name>`, which loads at the first call of one of its functions (see `partLoader`).
@@ -21,9 +22,11 @@ import * as esbuild from "esbuild";
 const sanitize = process.argv.includes("--sanitize");
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "..");
 const build = path.join(root, "build");
-const out = sanitize ? path.join(build, "asan") : build;
+const testDoors = process.argv.includes("--test-doors");
+/** The engine, the system calls and the compiler, which do not depend on the doors. */
+const base = sanitize ? path.join(build, "asan") : build;
+const out = testDoors ? path.join(build, "test") : base;
 const gen = path.join(out, "gen");
-const objects = path.join(out, "obj");
 
 /** The parts of QuickJS-ng that are linked in; the rest of it is its own command line. */
 const ENGINE_SOURCES = ["quickjs.c", "dtoa.c", "libregexp.c", "libunicode.c"];
@@ -64,8 +67,8 @@ async function unlessFresh(target: string, inputs: string[], recipe: string[], m
   fs.writeFileSync(stamp, digest);
 }
 
-async function compileC(source: string, flags: string[], headers: string[]): Promise<string> {
-  const object = path.join(objects, `${path.basename(source, ".c")}.o`);
+async function compileC(source: string, flags: string[], headers: string[], dir = base): Promise<string> {
+  const object = path.join(dir, "obj", `${path.basename(source, ".c")}.o`);
   const args = [...flags, ...OPTIMIZE, "-c", source, "-o", object];
   await unlessFresh(object, [source, ...headers], args, () => run("cc", args));
   return object;
@@ -119,15 +122,34 @@ const partLoader: esbuild.Plugin = {
   },
 };
 
-/** `sluice:lines`, imported by the part that explains stack traces: bundle file -> per line, `source:line`. */
-function linesPlugin(lines: Record<string, string[]>): esbuild.Plugin {
+/** `sluice:places`, imported by the part that explains stack traces (src/sys/places.d.ts says what it is). */
+function placesPlugin(places: Record<string, string>): esbuild.Plugin {
   return {
-    name: "lines",
+    name: "places",
     setup(api) {
-      api.onResolve({ filter: /^sluice:lines$/ }, () => ({ path: "lines", namespace: "lines" }));
-      api.onLoad({ filter: /.*/, namespace: "lines" }, () => ({ contents: JSON.stringify(lines), loader: "json" }));
+      api.onResolve({ filter: /^sluice:places$/ }, () => ({ path: "places", namespace: "places" }));
+      api.onLoad({ filter: /.*/, namespace: "places" }, () => ({ contents: JSON.stringify(places), loader: "json" }));
     },
   };
+}
+
+/** A source map as one text, without what a stack trace has no use for. */
+function placesOf(map: { sources: string[]; mappings: string }): string {
+  // The stub of a part stands for the part, of which it has no lines.
+  const isStub = map.sources.map((source) => source.startsWith("part:"));
+  const sources = map.sources.map((source) => path.relative(root, path.resolve(gen, source.replace(/^part:/, ""))));
+  const rows = decode(map.mappings).map((segments) => {
+    const row: string[] = [];
+    let last = "";
+    for (const [column, source, line = 0] of segments) {
+      if (source === undefined) continue;
+      const place = isStub[source] ? `${source}:0` : `${source}:${line + 1}`;
+      if (place !== last) row.push(`${column + 1}:${place}`);
+      last = place;
+    }
+    return row.join(" ");
+  });
+  return [sources.join("\t"), ...rows].join("\n");
 }
 
 interface Bundle {
@@ -137,7 +159,7 @@ interface Bundle {
   script: string;
 }
 
-async function bundle(entry: string, lines: Record<string, string[]>): Promise<Bundle> {
+async function bundle(entry: string, places: Record<string, string>): Promise<Bundle> {
   const [, stem, kind] = /([^/]+)\.(door|part)\.ts$/.exec(entry) as unknown as [string, string, "door" | "part"];
   const script = path.join(gen, `${kind}-${stem}.js`);
   const result = await esbuild.build({
@@ -157,17 +179,11 @@ async function bundle(entry: string, lines: Record<string, string[]>): Promise<B
     outfile: script,
     write: false,
     logLevel: "warning",
-    plugins: [partLoader, linesPlugin(lines)],
+    plugins: [partLoader, placesPlugin(places)],
   });
   for (const file of result.outputFiles) {
     if (file.path.endsWith(".map")) {
-      const map = JSON.parse(file.text) as { sources: string[]; mappings: string };
-      lines[path.basename(script)] = decode(map.mappings).map((segments) => {
-        const first = segments.find((s) => s.length > 1);
-        if (first === undefined) return "";
-        const source = path.relative(root, path.resolve(gen, map.sources[first[1] as number] as string));
-        return `${source}:${(first[2] as number) + 1}`;
-      });
+      places[path.basename(script)] = placesOf(JSON.parse(file.text));
     } else {
       writeIfChanged(script, file.text);
     }
@@ -176,13 +192,13 @@ async function bundle(entry: string, lines: Record<string, string[]>): Promise<B
 }
 
 async function linkProduct(engine: string, objectFiles: string[], compiler: string): Promise<void> {
-  const src = path.join(root, "src");
-  const lines: Record<string, string[]> = {};
-  const entries = [...filesIn(src, ".door.ts"), ...filesIn(src, ".part.ts")];
-  // The part that holds the line tables of all others is bundled last.
+  const sources = [path.join(root, "src"), ...(testDoors ? [path.join(root, "test/fixtures/doors")] : [])];
+  const places: Record<string, string> = {};
+  const entries = [".door.ts", ".part.ts"].flatMap((ending) => sources.flatMap((dir) => filesIn(dir, ending)));
+  // The part that holds the places of all others is bundled last.
   entries.sort((a, b) => Number(a.endsWith("trace.part.ts")) - Number(b.endsWith("trace.part.ts")));
   const bundles: Bundle[] = [];
-  for (const entry of entries) bundles.push(await bundle(entry, lines));
+  for (const entry of entries) bundles.push(await bundle(entry, places));
 
   const rows: string[] = [];
   const declarations: string[] = [];
@@ -207,7 +223,7 @@ async function linkProduct(engine: string, objectFiles: string[], compiler: stri
   const bytecodes = bundles.map((b) => b.script.replace(/\.js$/, ".bin"));
   const own = [
     await compileC(path.join(native, "main.c"), flags, filesIn(native, ".h")),
-    await compileC(table, flags, [...filesIn(native, ".h"), ...bytecodes]),
+    await compileC(table, flags, [...filesIn(native, ".h"), ...bytecodes], out),
   ];
   const product = path.join(out, "sluice");
   const args = [...LINK, "-o", product, ...own, ...objectFiles, "-lm", "-lpthread"];
@@ -218,8 +234,7 @@ async function linkProduct(engine: string, objectFiles: string[], compiler: stri
 }
 
 async function main(): Promise<void> {
-  fs.mkdirSync(gen, { recursive: true });
-  fs.mkdirSync(objects, { recursive: true });
+  for (const dir of [gen, path.join(base, "obj"), path.join(out, "obj")]) fs.mkdirSync(dir, { recursive: true });
   await run("bash", [path.join(root, "scripts/quickjs.sh")]);
   const engine = path.join(build, "quickjs/src");
   const native = path.join(root, "native");
@@ -231,7 +246,7 @@ async function main(): Promise<void> {
   ]);
   const [sysmod, engineObject, js] = ours as [string, string, string];
   const shared = [sysmod, engineObject, ...engineObjects];
-  const compiler = path.join(out, "sluice-js");
+  const compiler = path.join(base, "sluice-js");
   const args = [...LINK, "-o", compiler, js, ...shared, "-lm", "-lpthread"];
   await unlessFresh(compiler, [js, ...shared], args, () => run("cc", args));
   await linkProduct(engine, shared, compiler);

@@ -67,7 +67,7 @@ for purpose in "${@:-build}"; do
   need runc have runc
   need busybox-static have_static_busybox
   if [ "$purpose" = test ]; then need strace have strace; fi
-  if [ "$purpose" = bench ]; then need valgrind have valgrind; fi
+  if [ "$purpose" = test ] || [ "$purpose" = bench ]; then need valgrind have valgrind; fi
 done
 if [ ${#missing[@]} -gt 0 ]; then mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u); fi
 

@@ -110,7 +110,7 @@ class FolderRegistry implements Registry {
   }
 
   devices(): ListedDevice[] {
-    const listed: ListedDevice[] = [];
+    let listed: ListedDevice[] = [];
     const higher = new Map<string, string>();
     for (const folder of [...this.#scan.folders].reverse()) {
       const own = new Map<string, string[]>();
@@ -136,7 +136,7 @@ class FolderRegistry implements Registry {
           };
         }),
       );
-      listed.unshift(...rows);
+      listed = rows.concat(listed);
       for (const [name, [path]] of own) {
         if (path !== undefined && !higher.has(name)) higher.set(name, path);
       }

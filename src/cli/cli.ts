@@ -37,12 +37,16 @@ const COMMANDS: readonly Command[] = [
   { words: "cdi validate", usage: "FILE...", purpose: "check CDI spec files", options: {}, run: cdiValidate },
 ];
 
+function usageOf(command: Command): string {
+  return `sluice ${command.words} ${command.usage}`.trimEnd();
+}
+
 function help(): string {
   const line = (name: string, purpose: string) => `  ${name}\n      ${purpose}\n`;
   return (
     "Sluice hands GPUs to containers.\n\nUsage:\n" +
     line("sluice runtime ...", "be the OCI runtime, in front of runc or crun (also under the name sluice-runtime)") +
-    COMMANDS.map((c) => line(`sluice ${c.words} ${c.usage}`.trimEnd(), c.purpose)).join("") +
+    COMMANDS.map((c) => line(usageOf(c), c.purpose)).join("") +
     line("sluice version", "the version of this program") +
     "\nOptions of every command:\n" +
     "  --json          for machines\n" +
@@ -70,13 +74,13 @@ export function cli(sys: Sys): number {
     if (command === undefined) throw new UsageError(`unknown command ${quote(args.slice(0, 2).join(" "))}`);
     const parsed = parseOptions(args.slice(command.words.split(" ").length), { ...COMMON, ...command.options });
     if (parsed.flag("help")) {
-      sys.out(`Usage: sluice ${command.words} ${command.usage}\n  ${command.purpose}\n`);
+      sys.out(`Usage: ${usageOf(command)}\n  ${command.purpose}\n`);
       return EXIT.done;
     }
     return command.run(sys, parsed);
   } catch (thrown) {
     if (!(thrown instanceof UsageError)) throw thrown;
-    const usage = command === undefined ? "sluice help" : `sluice ${command.words} ${command.usage}`;
+    const usage = command === undefined ? "sluice help" : usageOf(command);
     sys.err(`sluice: E_USAGE: ${thrown.message}; usage: ${usage}\n`);
     return EXIT.usage;
   }

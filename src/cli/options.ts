@@ -34,7 +34,7 @@ export function parseOptions(args: readonly string[], known: Record<string, Opti
   for (let i = 0; i < args.length; i++) {
     const arg = args[i] as string;
     if (arg === "--") {
-      positional.push(...args.slice(i + 1));
+      for (const rest of args.slice(i + 1)) positional.push(rest);
       break;
     }
     if (!arg.startsWith("-") || arg === "-") {

@@ -5,9 +5,10 @@ import { type Machine, openMachine } from "../plan/machine.ts";
 import type { Plan } from "../plan/plan.ts";
 import type { ExtraRequest } from "../request/request.ts";
 import { EXIT } from "../sys/enter.ts";
+import { printable } from "../sys/error.ts";
 import type { Sys } from "../sys/sys.ts";
 import { type Parsed, parseAnnotations, UsageError } from "./options.ts";
-import { plain, table } from "./table.ts";
+import { table } from "./table.ts";
 
 export function machineOf(sys: Sys, parsed: Parsed): Machine {
   const root = parsed.one("root");
@@ -44,11 +45,21 @@ export function applyCommand(sys: Sys, parsed: Parsed): number {
   if (dir === undefined || parsed.positional.length > 0) throw new UsageError("give --bundle DIR");
   const machine = machineOf(sys, parsed);
   const bundle = readBundle(sys, dir);
-  const id = (dir.startsWith("/") ? dir : `${sys.cwd()}/${dir}`).replace(/\/+$/, "").replace(/.*\//, "");
+  const id = lastComponent(dir.startsWith("/") ? dir : `${sys.cwd()}/${dir}`);
   const container = { id, door: "apply", runtimeRoot: "" };
   const plan = inject(machine, bundle, container, extraOf(parsed));
   sys.out(parsed.flag("json") ? planJson(plan) : planTable(plan));
   return EXIT.done;
+}
+
+/** The name of a folder, `.` and `..` in its path taken for what they mean. */
+function lastComponent(path: string): string {
+  const parts: string[] = [];
+  for (const part of path.split("/")) {
+    if (part === "..") parts.pop();
+    else if (part !== "" && part !== ".") parts.push(part);
+  }
+  return parts.at(-1) ?? "";
 }
 
 function planJson(plan: Plan | undefined): string {
@@ -61,9 +72,9 @@ function planTable(plan: Plan | undefined): string {
   const devices = plan.devices.map((d) => [d.name, d.from, d.grant]);
   const edits = plan.edits.map(({ edits: own, reason, source }) => {
     const rows = describeEdits(own);
-    const width = Math.max(...rows.map(([what]) => what.length));
-    const lines = rows.map(([what, detail]) => `  ${what.padEnd(width)}  ${plain(detail)}\n`);
-    return `\n${plain(reason)}\nfrom ${plain(source.spec)}\n${lines.join("")}`;
+    const width = rows.reduce((most, [what]) => Math.max(most, what.length), 0);
+    const lines = rows.map(([what, detail]) => `  ${what.padEnd(width)}  ${printable(detail)}\n`);
+    return `\n${printable(reason)}\nfrom ${printable(source.spec)}\n${lines.join("")}`;
   });
   return `${table(["DEVICE", "ASKED FOR BY", "GRANTED BY"], devices)}${edits.join("")}\nplan ${plan.digest}\n`;
 }

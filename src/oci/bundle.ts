@@ -10,7 +10,7 @@
  * | chown, chmod    | old         | whole, with the old file's owner and mode |
  * | rename          | new         | none                                      |
  *
- * The next `writeConfig` to this bundle, or `cleanBundle`, removes a file that was left. Nothing is synced to disk: a
+ * The next `writeConfig` to this bundle removes a file that was left. Nothing is synced to disk: a
  * bundle does not outlive the machine's run.
  */
 
@@ -31,6 +31,9 @@ export interface Bundle {
 
 /** Bytes. containerd's own limit for a whole gRPC message that brings a config.json is 16 MiB too. */
 const MAX_SIZE = 16 * 1024 * 1024;
+
+/** Characters. Looking for the fault in more would keep the engine waiting for seconds. */
+const MAX_LOCATED = 1024 * 1024;
 
 /** Links from config.json to the file. */
 const MAX_LINKS = 8;
@@ -170,14 +173,6 @@ function keepOwner(sys: Pick<Sys, "chown">, temporary: string, stat: Stat): void
   }
 }
 
-/**
- * Removes what a killed run left in a bundle. One system call. It never fails: whatever is there is in nobody's way, and
- * goes with the bundle.
- */
-export function cleanBundle(sys: Pick<Sys, "unlink">, dir: string): void {
-  tryUnlink(sys, temporaryFor(`${dir}/config.json`));
-}
-
 function tryUnlink(sys: Pick<Sys, "unlink">, path: string): void {
   try {
     sys.unlink(path);
@@ -191,13 +186,23 @@ function parseConfig(text: string, path: string): Config {
   try {
     config = JSON.parse(text);
   } catch (thrown) {
-    // Another error than of the syntax is that the parser ran out of stack.
-    const error = thrown instanceof SyntaxError ? locateJsonError(text) : undefined;
-    const reason = error ? `line ${error.line}, column ${error.column}: ${error.what}` : "it is nested too deep";
-    throw new SluiceError("E_BUNDLE_JSON", `${quote(path)} is not JSON: ${reason}`, "correct the file", thrown);
+    throw new SluiceError(
+      "E_BUNDLE_JSON",
+      `${quote(path)} is not JSON: ${whyNotJson(text, thrown)}`,
+      "correct the file",
+      thrown,
+    );
   }
   checkConfig(config, path);
   return config;
+}
+
+function whyNotJson(text: string, thrown: unknown): string {
+  // Another error than of the syntax is that the parser ran out of stack.
+  if (!(thrown instanceof SyntaxError)) return "it is nested too deep";
+  if (text.length > MAX_LOCATED) return `of its ${text.length} characters, finding the wrong one would take too long`;
+  const error = locateJsonError(text);
+  return error ? `line ${error.line}, column ${error.column}: ${error.what}` : "it is nested too deep";
 }
 
 /** Only what Sluice reads, and only its types: the runtime behind us checks the rest. `null` counts as absent. */
@@ -228,9 +233,8 @@ function checkConfig(value: unknown, path: string): asserts value is Config {
     const items = array(part, pointer);
     for (let i = 0; i < items.length; i++) {
       const item = items[i];
-      const at = `${pointer}/${i}`;
-      if (typeof item !== "object" || item === null || Array.isArray(item)) bad(at, "an object");
-      each(item as Record<string, unknown>, at);
+      if (typeof item !== "object" || item === null || Array.isArray(item)) bad(`${pointer}/${i}`, "an object");
+      each(item as Record<string, unknown>, `${pointer}/${i}`);
     }
   };
   const field = (of: Record<string, unknown>, pointer: string, name: string, type: string, required = false): void => {

@@ -3,7 +3,8 @@ import { openIndex } from "../cdi/spec-index.ts";
 import { applyEdits } from "../oci/apply.ts";
 import { type Bundle, writeConfig } from "../oci/bundle.ts";
 import { patchJson } from "../oci/lossless.ts";
-import { missingEdits, withoutPresent } from "../oci/present.part.ts";
+import { missingEdits } from "../oci/missing.part.ts";
+import { withoutPresent } from "../oci/present.ts";
 import type { Config } from "../oci/spec.ts";
 import { grantRequest } from "../policy/grant.ts";
 import { type ExtraRequest, isEmpty, readRequest } from "../request/request.ts";
@@ -31,13 +32,8 @@ export function planFor(machine: Machine, config: Config, extra?: ExtraRequest):
 
 /** config.json as it is with the plan: its edits applied, those already there not twice, and the stamp. */
 export function applyPlan(config: Config, plan: Pick<Plan, "digest" | "edits">): Config {
-  const all = plan.edits.map((planned) => planned.edits);
-  // What an engine's native CDI did before us is looked for only where there is something of that sort.
-  const mayHave =
-    (config.linux?.devices?.length && all.some((edit) => edit.deviceNodes)) ||
-    (config.hooks && all.some((edit) => edit.hooks));
-  const edits = mayHave ? withoutPresent(config, all) : all;
-  const applied = applyEdits(config, edits);
+  const edits = plan.edits.map((planned) => planned.edits);
+  const applied = applyEdits(config, withoutPresent(config, edits));
   return { ...applied, annotations: { ...applied.annotations, [STAMP]: plan.digest } };
 }
 
@@ -61,7 +57,7 @@ export function inject(machine: Machine, bundle: Bundle, container: Container, e
   if (isDone(bundle, container, receipts)) return undefined;
   const plan = planFor(machine, bundle.config, extra);
   if (plan === undefined) return undefined;
-  const text = patchJson(bundle.text, bundle.config, applyPlan(bundle.config, plan));
+  const text = patchJson(bundle.text, bundle.config, applyPlan(bundle.config, plan), machine.sys.jsonEnd);
   receipts.write(container.id, container.door, bundle.path, container.runtimeRoot, plan);
   writeConfig(machine.sys, bundle, text);
   return plan;
@@ -70,7 +66,7 @@ export function inject(machine: Machine, bundle: Bundle, container: Container, e
 /** Whether a door before us gave this container its devices, and they are still there. */
 function isDone(bundle: Bundle, container: Container, receipts: Receipts): boolean {
   const annotations = bundle.config.annotations;
-  if (annotations === undefined || !Object.hasOwn(annotations, STAMP)) return false;
+  if (!annotations || !Object.hasOwn(annotations, STAMP)) return false;
   const receipt = receipts.read(container.id);
   if (receipt === undefined || receipt.digest !== annotations[STAMP]) return false;
   const missing = missingEdits(

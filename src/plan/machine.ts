@@ -1,5 +1,4 @@
-import { DEFAULT_SPEC_DIRS } from "../cdi/registry.ts";
-import { loadSettings, type Settings } from "../policy/config.ts";
+import { DEFAULTS, loadSettings, type Settings } from "../policy/config.ts";
 import { OsError } from "../sys/error.ts";
 import type { Files, Sys } from "../sys/sys.ts";
 
@@ -28,8 +27,8 @@ export function openMachine(sys: Sys, options: MachineOptions = {}): Machine {
   const { root, specDirs } = options;
   const host = root === undefined ? sys : sys.under(root);
   const rootless = root === undefined && isRootless(sys);
-  const stateDir = rootless ? `${sys.env("XDG_RUNTIME_DIR")}/sluice` : "/run/sluice";
-  const named = options.config ?? sys.env("SLUICE_CONFIG");
+  const stateDir = stateDirOf(sys, rootless);
+  const named = options.config ?? (sys.env("SLUICE_CONFIG") || undefined);
   const path = named ?? configPath(sys, host, rootless);
   // A file that the user names is the user's own, also beside --root.
   const settings = loadSettings(named === undefined ? host : sys, path, {
@@ -40,16 +39,40 @@ export function openMachine(sys: Sys, options: MachineOptions = {}): Machine {
     sys,
     host,
     settings,
-    specDirs: specDirs ?? settings.cdi.specDirs ?? DEFAULT_SPEC_DIRS,
+    specDirs: specDirs ?? settings.cdi.specDirs,
     stateDir,
     cached: root === undefined && specDirs === undefined,
   };
 }
 
+/** This machine with the default settings: for calls that must work although somebody broke the settings file. */
+export function openDefaultMachine(sys: Sys): Machine {
+  const stateDir = stateDirOf(sys, isRootless(sys));
+  return { sys, host: sys, settings: DEFAULTS, specDirs: DEFAULTS.cdi.specDirs, stateDir, cached: true };
+}
+
+/** A folder that the environment names. A relative one is ignored, as the XDG Base Directory specification says. */
+function folderFrom(sys: Sys, variable: string): string | undefined {
+  const path = sys.env(variable);
+  return path?.startsWith("/") ? path : undefined;
+}
+
+function stateDirOf(sys: Sys, rootless: boolean): string {
+  return rootless ? `${folderFrom(sys, "XDG_RUNTIME_DIR")}/sluice` : "/run/sluice";
+}
+
 function configPath(sys: Sys, host: Files, rootless: boolean): string {
-  const home = sys.env("XDG_CONFIG_HOME") ?? `${sys.env("HOME")}/.config`;
-  const own = `${home}/sluice/config.toml`;
-  return rootless && host.stat(own) !== undefined ? own : "/etc/sluice/config.toml";
+  const everyones = "/etc/sluice/config.toml";
+  const home = folderFrom(sys, "HOME");
+  const folder = folderFrom(sys, "XDG_CONFIG_HOME") ?? (home === undefined ? undefined : `${home}/.config`);
+  if (!rootless || folder === undefined) return everyones;
+  const own = `${folder}/sluice/config.toml`;
+  try {
+    return host.stat(own) === undefined ? everyones : own;
+  } catch (thrown) {
+    if (thrown instanceof OsError) return own; // reading it will say what is wrong
+    throw thrown;
+  }
 }
 
 /**
@@ -57,7 +80,7 @@ function configPath(sys: Sys, host: Files, rootless: boolean): string {
  * rootless Podman. Daemons of the machine have no XDG_RUNTIME_DIR, and are spared the look at the map.
  */
 function isRootless(sys: Sys): boolean {
-  if (sys.env("XDG_RUNTIME_DIR") === undefined) return false;
+  if (folderFrom(sys, "XDG_RUNTIME_DIR") === undefined) return false;
   if (sys.euid !== 0) return true;
   try {
     return !/^\s*0\s+0\s+4294967295\s*$/.test(sys.readText("/proc/self/uid_map", 65_536));

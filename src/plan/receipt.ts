@@ -2,6 +2,7 @@ import { OsError, quote, SluiceError } from "../sys/error.ts";
 import type { Sys } from "../sys/sys.ts";
 import { rfc3339 } from "../sys/time.ts";
 import type { Plan } from "./plan.ts";
+import { receiptPath } from "./receipt-path.ts";
 
 /**
  * What was given to one container, kept while it lives in `<state>/receipts/<id>.json`: mode 0600 in a folder 0700, so
@@ -23,36 +24,43 @@ export interface Receipt extends Omit<Plan, "text"> {
 /** Bytes; a receipt repeats the edits of a plan. */
 const LIMIT = 16 << 20;
 
-/** As runc and crun take them, and safe as a file name. */
-const ID = /^[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,200}$/;
+/** What parts a receipt's head from its plan: within a JSON string, the quotes would be escaped. */
+const PLAN = ',"devices":';
 
 export class Receipts {
   readonly #sys: Sys;
+  readonly #state: string;
   readonly #dir: string;
 
   constructor(sys: Sys, stateDir: string) {
     this.#sys = sys;
+    this.#state = stateDir;
     this.#dir = `${stateDir}/receipts`;
   }
 
-  #path(id: string): string {
-    return `${this.#dir}/${id}.json`;
-  }
-
-  /** Whether there may be one for this container: one system call, for the doors' fast path. */
-  has(id: string): boolean {
-    return ID.test(id) && this.#sys.lstat(this.#path(id)) !== undefined;
-  }
-
-  /** The receipt of a container; `undefined` where there is none that counts (unreadable, not ours, damaged). */
+  /**
+   * The receipt of a container; `undefined` where there is none that counts: unreadable, not ours, or not as it was
+   * written, which its digest tells.
+   */
   read(id: string): Receipt | undefined {
-    if (!ID.test(id)) return undefined;
+    let plan = "";
+    const receipt = this.#parse(id, (text) => {
+      plan = `{${text.slice(text.indexOf(PLAN) + 1).trimEnd()}`;
+      return text;
+    });
+    return receipt !== undefined && receipt.digest === this.#sys.sha256(plan) ? receipt : undefined;
+  }
+
+  /** @param part the JSON to parse, of the file's text */
+  #parse(id: string, part: (text: string) => string): Receipt | undefined {
+    const path = receiptPath(this.#state, id);
+    if (path === undefined) return undefined;
     const sys = this.#sys;
     try {
       const folder = sys.lstat(this.#dir);
       if (folder?.kind !== "dir" || folder.uid !== sys.euid || (folder.mode & 0o077) !== 0) return undefined;
-      const receipt = JSON.parse(sys.readText(this.#path(id), LIMIT)) as Receipt | null;
-      return receipt?.version === 1 && receipt.id === id && Array.isArray(receipt.edits) ? receipt : undefined;
+      const receipt = JSON.parse(part(sys.readText(path, LIMIT))) as Receipt | null;
+      return receipt?.version === 1 && receipt.id === id ? receipt : undefined;
     } catch (thrown) {
       if (thrown instanceof OsError || thrown instanceof SyntaxError) return undefined;
       throw thrown;
@@ -64,7 +72,8 @@ export class Receipts {
    * @throws SluiceError E_RECEIPT where the id or the folder will not do
    */
   write(id: string, door: string, config: string, runtimeRoot: string, plan: Plan): void {
-    if (!ID.test(id)) {
+    const path = receiptPath(this.#state, id);
+    if (path === undefined) {
       throw new SluiceError(
         "E_RECEIPT",
         `container id ${quote(id)} cannot name a receipt`,
@@ -79,7 +88,7 @@ export class Receipts {
     try {
       this.#makeFolder();
       this.#createFresh(draft, text);
-      sys.rename(draft, this.#path(id));
+      sys.rename(draft, path);
     } catch (thrown) {
       if (!(thrown instanceof OsError)) throw thrown;
       throw new SluiceError(
@@ -93,12 +102,10 @@ export class Receipts {
 
   /** Removes the receipt of a container that is gone. One of a namesake under another runtime root stays. */
   release(id: string, runtimeRoot: string): void {
-    if (this.read(id)?.runtimeRoot === runtimeRoot) this.remove(id);
-  }
-
-  /** Removes the receipt that this very run has written. */
-  remove(id: string): void {
-    this.#unlink(this.#path(id));
+    // All that is asked stands before the plan, which is long.
+    const head = this.#parse(id, (text) => `${text.slice(0, text.indexOf(PLAN))}}`);
+    const path = receiptPath(this.#state, id);
+    if (head?.runtimeRoot === runtimeRoot && path !== undefined) this.#unlink(path);
   }
 
   #makeFolder(): void {

@@ -32,7 +32,7 @@ const MODES_OF: Record<string, readonly string[]> = {
  */
 export function readAskAnnotation(annotation: string, value: string): Ask {
   const bad = (code: string, what: string, remedy: string) =>
-    new SluiceError(code, `annotation ${annotation}: ${what}`, remedy);
+    new SluiceError(code, `annotation ${quote(annotation)}: ${what}`, remedy);
   if (value.length > MAX_LENGTH) {
     throw bad("E_REQUEST_SYNTAX", `its value has ${value.length} characters`, `keep it below ${MAX_LENGTH}`);
   }
@@ -44,7 +44,7 @@ export function readAskAnnotation(annotation: string, value: string): Ask {
     const equals = item.indexOf("=");
     if (item.includes("/")) {
       const list = equals < 0 ? classes : devices;
-      if (equals >= 0) checkName(item, `annotation ${annotation}`);
+      if (equals >= 0) checkName(item, `annotation ${quote(annotation)}`);
       if (list.includes(item)) {
         throw bad("E_REQUEST_DUPLICATE", `${quote(item)} stands in it twice`, "name each device once");
       }

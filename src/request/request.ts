@@ -60,9 +60,9 @@ export function readRequest(config: Config, defaultKind: string, extra?: ExtraRe
     parseDeviceName(name);
     asked.push({ name, from: "option --device" });
   }
-  for (const ask of readAsks(annotations)) asked.push(...ask.devices.map((name) => ({ name, from: ask.from })));
+  for (const { devices, from } of readAsks(annotations)) for (const name of devices) asked.push({ name, from });
   for (const { key, devices } of parseAnnotations(annotations)) {
-    asked.push(...devices.map((name) => ({ name, from: `annotation ${key}` })));
+    for (const name of devices) asked.push({ name, from: `annotation ${key}` });
   }
   if (asked.length > 0) return { devices: unique(asked), driver: [] };
 

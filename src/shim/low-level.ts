@@ -23,7 +23,7 @@ export function findRuntime(sys: Sys, names: readonly string[]): string {
   }
   throw new SluiceError(
     "E_RUNTIME_NOT_FOUND",
-    `none of the low-level runtimes ${names.join(", ")} is in ${path}`,
-    "install runc or crun, or set runtime.runtimes in /etc/sluice/config.toml to a path",
+    `none of the low-level runtimes ${names.join(", ")} is there (PATH is ${path})`,
+    "install runc or crun, or set runtime.runtimes in the settings to the path of one",
   );
 }

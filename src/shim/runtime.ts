@@ -1,42 +1,32 @@
-import { readBundle } from "../oci/bundle.ts";
 import { type CommandLine, parseCommandLine } from "../oci/cmdline.ts";
-import { inject } from "../plan/inject.ts";
-import { type Machine, openMachine } from "../plan/machine.ts";
-import { Receipts } from "../plan/receipt.ts";
+import { type Machine, openDefaultMachine, openMachine } from "../plan/machine.ts";
+import { receiptPath } from "../plan/receipt-path.ts";
 import { EXIT, errorLine, stackOf } from "../sys/enter.ts";
 import { OsError, SluiceError } from "../sys/error.ts";
 import type { Sys } from "../sys/sys.ts";
 import { rfc3339 } from "../sys/time.ts";
 import { findRuntime } from "./low-level.ts";
-
-/** The commands that start a container from a bundle's config.json. */
-const STARTING = ["create", "run", "restore"];
+import { release } from "./release.part.ts";
+import { start } from "./start.part.ts";
 
 /**
  * The OCI runtime in front of runc or crun (DESIGN.md section 2): gives the container of a `create`, `run` or `restore`
  * what it asks for, by editing its config.json, and then becomes the low-level runtime with the very arguments,
- * environment and descriptors that it was called with. Everything else goes straight on.
+ * environment and descriptors that it was called with. Everything else goes straight on, and loads nothing more.
  *
  * Only where something is left to do afterwards (a receipt to release) does it stay, as the parent.
  */
 export function runtime(sys: Sys): number {
   // Called as `sluice runtime ...` or, under the name sluice-runtime, with the runtime's arguments at once.
-  const from = (sys.args[0] ?? "").endsWith("/sluice-runtime") || sys.args[0] === "sluice-runtime" ? 1 : 2;
+  const from = /(?:^|\/)sluice-runtime$/.test(sys.args[0] ?? "") ? 1 : 2;
   const args = sys.args.slice(from);
   const line = parseCommandLine(args);
   try {
-    const machine = openMachine(sys);
+    const machine = open(sys, line);
     const lowLevel = findRuntime(sys, machine.settings.runtime.runtimes);
-    // A call for the runtime's own help names no container.
-    const command = args.some((arg) => /^(?:-h|--?help)$/.test(arg)) ? "" : (line.command ?? "");
-    const staying = STARTING.includes(command)
-      ? start(machine, line, args)
-      : command === "delete" && isOurs(machine, line);
-    if (!staying || line.id === undefined) return sys.exec(lowLevel, from);
+    if (!prepare(machine, line, args)) return sys.exec(lowLevel, from);
     const code = sys.run(lowLevel, from);
-    const receipts = new Receipts(sys, machine.stateDir);
-    if (command !== "delete") receipts.remove(line.id);
-    else if (code === 0) receipts.release(line.id, line.root ?? "");
+    if (code === 0 || line.command === "run") release(machine, line);
     return code;
   } catch (thrown) {
     log(sys, line, thrown);
@@ -45,20 +35,40 @@ export function runtime(sys: Sys): number {
   }
 }
 
-/**
- * Edits the bundle. Whether the container also ends with this call, which then has its receipt to release: `run` in
- * the foreground deletes it by itself, and nobody calls `delete`.
- */
-function start(machine: Machine, line: CommandLine, args: readonly string[]): boolean {
-  const bundle = readBundle(machine.sys, line.bundle ?? ".", line.config);
-  const container = { id: line.id ?? "", door: "runtime", runtimeRoot: line.root ?? "" };
-  const plan = inject(machine, bundle, container);
-  const lasting = args.some((arg) => /^(?:-d|--?detach|--?keep)(?:=|$)/.test(arg));
-  return plan !== undefined && line.command === "run" && !lasting;
+/** The commands that start a container from a bundle's config.json. */
+const STARTING = /^(?:create|run|restore)$/;
+
+/** Broken settings keep containers from starting, not from being looked at, stopped and deleted. */
+function open(sys: Sys, line: CommandLine): Machine {
+  try {
+    return openMachine(sys);
+  } catch (thrown) {
+    if (!(thrown instanceof SluiceError) || STARTING.test(line.command ?? "")) throw thrown;
+    return openDefaultMachine(sys);
+  }
 }
 
-function isOurs(machine: Machine, line: CommandLine): boolean {
-  return line.id !== undefined && new Receipts(machine.sys, machine.stateDir).has(line.id);
+/**
+ * Does what must be done before the low-level runtime acts. Whether there is also something to do after it: with
+ * `delete`, and with a `run` in the foreground, which deletes its container by itself, nobody calling `delete`.
+ */
+function prepare(machine: Machine, line: CommandLine, args: readonly string[]): boolean {
+  // A call for the runtime's own help names no container.
+  if (args.some((arg) => /^(?:-h|--?help)$/.test(arg))) return false;
+  switch (line.command) {
+    case "create":
+    case "restore":
+      start(machine, line);
+      return false;
+    case "run":
+      return start(machine, line) && !args.some((arg) => /^(?:-d|--?detach|--?keep)(?:=|$)/.test(arg));
+    case "delete": {
+      const receipt = line.id === undefined ? undefined : receiptPath(machine.stateDir, line.id);
+      return receipt !== undefined && machine.sys.lstat(receipt) !== undefined;
+    }
+    default:
+      return false;
+  }
 }
 
 /**
@@ -76,6 +86,6 @@ function log(sys: Sys, line: CommandLine, thrown: unknown): void {
     sys.appendFile(line.log, `${text}\n`, 0o644);
   } catch (failure) {
     if (!(failure instanceof OsError)) throw failure;
-    sys.err(`sluice: E_LOG: ${failure.message}; make the folder of --log writable\n`);
+    sys.err(`${errorLine(new SluiceError("E_LOG", failure.message, "make the folder of --log writable"))}\n`);
   }
 }

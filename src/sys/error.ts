@@ -23,6 +23,9 @@ export class SluiceError extends Error {
   }
 }
 
+/** Characters of a path in a message. */
+const MAX_PATH = 300;
+
 /** A system call that failed. `code` is the errno name (`ENOENT`); `path` is empty where the call has none. */
 export class OsError extends Error {
   override readonly name = "OsError";
@@ -36,24 +39,29 @@ export class OsError extends Error {
   }
 
   constructor(code: string, syscall: string, path: string) {
-    super(path === "" ? `${syscall}: ${code}` : `${syscall} ${path}: ${code}`);
+    const shown = path.length > MAX_PATH ? `${path.slice(0, MAX_PATH)}...` : path;
+    super(path === "" ? `${syscall}: ${code}` : `${syscall} ${shown}: ${code}`);
     this.code = code;
     this.syscall = syscall;
     this.path = path;
   }
 }
 
+/** Control characters, and invisible or direction-changing ones. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: these are the ones meant
+const UNPRINTABLE = /[\0-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
+
+/** A text that may hold what others wrote, fit to be shown: it stays one line and does not drive the terminal. */
+export function printable(text: string): string {
+  return text.replace(UNPRINTABLE, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 /**
- * A value from outside, made fit for an error message: control characters and invisible or direction-changing ones
- * are escaped (a hostile name must not draw on the reader's terminal or forge a log line) and the rest is cut at
- * `max` characters.
+ * A value from outside, made fit for an error message: escaped (a hostile name must not draw on the reader's terminal
+ * or forge a log line), and cut at `max` characters.
  */
 export function quote(value: string, max = 100): string {
-  const cut = value.length > max ? value.slice(0, max) : value;
-  const escaped = JSON.stringify(cut).replace(
-    /[\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
-    (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
+  const escaped = printable(JSON.stringify(value.length > max ? value.slice(0, max) : value));
   return value.length > max ? `${escaped.slice(0, -1)}..." (${value.length} characters)` : escaped;
 }
 

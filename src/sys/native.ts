@@ -23,6 +23,7 @@ interface Native {
   cwd(): string;
   now(): number;
   sha256(text: string): string;
+  jsonEnd(text: string, start: number): number;
   exec(path: string, from: number): never;
   run(path: string, from: number): number;
 }
@@ -67,6 +68,7 @@ export const sys: Sys = {
   cwd: () => os(() => native.cwd()),
   now: () => native.now(),
   sha256: (text) => native.sha256(text),
+  jsonEnd: (text, start) => native.jsonEnd(text, start),
   createFile: (path, text, mode) => os(() => native.writeFile(path, text, mode, false)),
   appendFile: (path, text, mode) => os(() => native.writeFile(path, text, mode, true)),
   chmod: (path, mode) => os(() => native.chmod(path, mode)),
@@ -74,8 +76,8 @@ export const sys: Sys = {
   rename: (from, to) => os(() => native.rename(from, to)),
   unlink: (path) => os(() => native.unlink(path)),
   mkdir: (path, mode) => os(() => native.mkdir(path, mode)),
-  out: (text) => native.print(1, text),
-  err: (text) => native.print(2, text),
+  out: (text) => os(() => native.print(1, text)),
+  err: (text) => os(() => native.print(2, text)),
   exec: (path, from) => os(() => native.exec(path, from)),
   run: (path, from) => os(() => native.run(path, from)),
 };

@@ -70,6 +70,11 @@ export interface Sys extends Files {
 
   /** SHA-256 of a text's UTF-8, as 64 hexadecimal digits. Here because an interpreter is too slow for it. */
   sha256(text: string): string;
+  /**
+   * Where the object or array that starts at `start` of a JSON text ends, behind its last character; below 0 where it
+   * cannot tell. Only in the executable, where TypeScript is slow at it (see patchJson).
+   */
+  jsonEnd?(text: string, start: number): number;
 
   /** Creates a file that must not exist (`O_EXCL`, never through a link) and writes `text` to it. Not synced to disk. */
   createFile(path: string, text: string, mode: number): void;

@@ -7,6 +7,7 @@ import { containerId, folder, needs, receiptOf, run } from "../support/machine.t
 import { makeBundle, makeHost, RUNTIME, SLUICE } from "../support/simulated-host.ts";
 
 const options = needs("root", "build", "runc", "busybox");
+const GPU0 = { annotations: { "gpu.sluice.dev": "nvidia.com/gpu=0" } };
 
 /** A low-level runtime that writes down what it is given, and settings that name it. */
 function fakeRuntime(dir: string, script: string): { env: { SLUICE_CONFIG: string }; seen: string } {
@@ -132,6 +133,23 @@ test("killing us while we wait for the runtime kills it too", options, async (t)
   const pid = await until(() => (fs.existsSync(seen) ? fs.readFileSync(seen, "utf8").trim() : ""));
   child.kill("SIGKILL");
   await until(() => (isAlive(pid) ? "" : "gone"));
+});
+
+test("broken settings keep a container from starting, not from being looked at and deleted", options, (t) => {
+  const dir = folder(t);
+  const host = makeHost(path.join(dir, "host"));
+  const bundle = makeBundle(path.join(dir, "b"), { script: "sleep 60", ...GPU0 });
+  const id = containerId(t);
+  assert.equal(run(RUNTIME, ["create", "--bundle", bundle, id], host).code, 0);
+  fs.appendFileSync(host.env.SLUICE_CONFIG, "broken");
+  assert.deepEqual(
+    [run(RUNTIME, ["state", id], host).code, run(RUNTIME, ["delete", "--force", id], host).code],
+    [0, 0],
+  );
+  assert.equal(fs.existsSync(receiptOf(id)), false);
+  const again = run(RUNTIME, ["create", "--bundle", bundle, id], host);
+  assert.equal(again.code, 1);
+  assert.match(again.err, /^sluice: E_CONFIG_SYNTAX: /);
 });
 
 function isAlive(pid: string): boolean {

@@ -236,6 +236,35 @@ test("`sluice apply` does to a bundle on disk what the runtime would do, and pla
   assert.equal(run("runc", ["run", "--bundle", bundle, id]).out, "/dev/nvidia1\n");
 });
 
+test("the bundle of `sluice apply` may be the working folder", options, (t) => {
+  const dir = folder(t);
+  const host = makeHost(path.join(dir, "host"));
+  const id = containerId(t);
+  const bundle = makeBundle(path.join(dir, id), { script: "true" });
+  const r = run(SLUICE, ["apply", "--bundle", ".", "--device", "nvidia.com/gpu=1"], { ...host, cwd: bundle });
+  assert.deepEqual([r.err, r.code], ["", 0]);
+  assert.ok(fs.existsSync(receiptOf(id)));
+});
+
+test("`sluice cdi list` says which devices are hidden or unusable, and why", options, (t) => {
+  const dir = folder(t);
+  const host = makeHost(path.join(dir, "host"));
+  const high = path.join(dir, "high");
+  fs.mkdirSync(high);
+  const spec = { ...host.spec, containerEdits: {}, devices: host.spec.devices.slice(0, 1) };
+  fs.writeFileSync(path.join(high, "one.json"), JSON.stringify(spec));
+  const folders = ["--cdi-dir", host.cdi, "--cdi-dir", high];
+  const hidden = run(SLUICE, ["cdi", "list", ...folders], host);
+  assert.match(hidden.out, /nvidia\.com\/gpu=0 +\S+nvidia\.json +hidden by \S+one\.json\n/);
+  assert.match(hidden.out, /nvidia\.com\/gpu=1 +\S+nvidia\.json +usable\n/);
+  assert.equal(hidden.code, 0);
+  fs.writeFileSync(path.join(high, "two.json"), JSON.stringify(spec));
+  const conflict = run(SLUICE, ["cdi", "list", ...folders], host);
+  assert.match(conflict.out, /nvidia\.com\/gpu=0 +\S+one\.json +unusable: also in \S+two\.json\n/);
+  assert.match(conflict.err, /^sluice: E_CDI_CONFLICT: /);
+  assert.equal(conflict.code, 1);
+});
+
 test("fifty containers created at once all get their device", options, async (t) => {
   const { spawn } = await import("node:child_process");
   const dir = folder(t);

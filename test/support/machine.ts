@@ -11,7 +11,7 @@ import { SLUICE } from "./simulated-host.ts";
  * Whether to skip a test here, with the reason; for the `skip` option of `test`. In CI, which has everything, a missing
  * piece is a failure.
  */
-export function needs(...what: ("root" | "build" | "runc" | "busybox" | "strace" | "file" | "valgrind")[]): {
+export function needs(...what: ("root" | "build" | "runc" | "busybox" | "strace" | "file" | "valgrind" | "cc")[]): {
   skip: string | false;
 } {
   const missing = what.filter((need) => {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { applyEdits } from "../../src/oci/apply.ts";
-import { cleanBundle, readBundle, writeConfig } from "../../src/oci/bundle.ts";
+import { readBundle, writeConfig } from "../../src/oci/bundle.ts";
 import { locateJsonError } from "../../src/oci/json-error.part.ts";
 import { patchJson } from "../../src/oci/lossless.ts";
 import type { Files, Stat } from "../../src/sys/sys.ts";
@@ -273,7 +273,7 @@ test("a kill at any system call leaves the old or the new file, and the next run
     const left = sys.names("/b");
     assert.deepEqual(left, calls === 0 || survived ? ["config.json"] : [".config.json.sluice", "config.json"]);
 
-    // The engine tries again, or gives up and deletes the container.
+    // The engine tries again.
     const again = readBundle(sys, "/b");
     writeConfig(sys, again, `${NEW} `);
     assert.equal(sys.text(CONFIG), `${NEW} `);
@@ -281,22 +281,6 @@ test("a kill at any system call leaves the old or the new file, and the next run
     assert.equal(sys.lstat(CONFIG)?.mode, 0o640);
     assert.ok(calls < 10);
   }
-
-  const deleted = fresh();
-  deleted.put(TEMPORARY, "half");
-  deleted.calls.length = 0;
-  cleanBundle(deleted, "/b");
-  assert.deepEqual(deleted.calls, [`unlink ${TEMPORARY}`]);
-  assert.deepEqual(deleted.names("/b"), ["config.json"]);
-});
-
-test("cleaning a bundle that is clean, gone or read-only does nothing", () => {
-  cleanBundle(memory({ [CONFIG]: OLD }), "/b");
-  cleanBundle(memory(), "/b");
-  const sys = memory({ [CONFIG]: OLD });
-  sys.fail("unlink", "*", "EROFS");
-  cleanBundle(sys, "/b");
-  assert.equal(sys.text(CONFIG), OLD);
 });
 
 test("a failure at any step keeps the old file, removes the temporary one and reports the first error", () => {

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { ContainerEdits } from "../../src/cdi/spec.ts";
 import { applyEdits } from "../../src/oci/apply.ts";
-import { missingEdits, withoutPresent } from "../../src/oci/present.part.ts";
+import { missingEdits } from "../../src/oci/missing.part.ts";
+import { withoutPresent } from "../../src/oci/present.ts";
 import type { Config } from "../../src/oci/spec.ts";
 import { dockerConfig } from "../fixtures/oci/docker-config.ts";
 

@@ -4,6 +4,7 @@ import { readBundle } from "../../src/oci/bundle.ts";
 import { inject, planFor, STAMP } from "../../src/plan/inject.ts";
 import { openMachine } from "../../src/plan/machine.ts";
 import { Receipts } from "../../src/plan/receipt.ts";
+import { receiptPath } from "../../src/plan/receipt-path.ts";
 import { char, file, type MemorySys, memory } from "../support/memory-files.ts";
 
 const SPEC = {
@@ -195,7 +196,7 @@ test("an id that could leave the receipts' folder is refused", () => {
   for (const id of ["", "../x", "a/b", ".hidden", "a\0b", "x".repeat(300)]) {
     const sys = host();
     assert.throws(() => inject(openMachine(sys), readBundle(sys, "/b"), { ...CONTAINER, id }), { code: "E_RECEIPT" });
-    assert.equal(new Receipts(sys, "/run/sluice").has(id), false);
+    assert.equal(receiptPath("/run/sluice", id), undefined);
   }
 });
 
@@ -204,9 +205,9 @@ test("a receipt is released for its own runtime root only", () => {
   const receipts = new Receipts(sys, "/run/sluice");
   inject(openMachine(sys), readBundle(sys, "/b"), { ...CONTAINER, runtimeRoot: "/run/one" });
   receipts.release("web", "/run/two");
-  assert.ok(receipts.has("web"));
+  assert.notEqual(receipts.read("web"), undefined);
   receipts.release("web", "/run/one");
-  assert.equal(receipts.has("web"), false);
+  assert.equal(receipts.read("web"), undefined);
 });
 
 test("dying at any call leaves config.json old or new, and a second run makes it new and leaves nothing else", () => {
@@ -248,6 +249,40 @@ test("a user without root has settings and state in the XDG folders, also as roo
   const root = memory({ ...tree, "/proc/self/uid_map": "         0          0 4294967295\n" });
   root.environment.set("XDG_RUNTIME_DIR", "/run/user/0");
   assert.deepEqual([openMachine(root).stateDir, openMachine(root).specDirs], ["/run/sluice", ["/etc/other"]]);
+});
+
+test("an environment without folders, or with relative ones, never makes the working folder one of settings", () => {
+  for (const variables of [{}, { HOME: "home", XDG_CONFIG_HOME: "config" }, { HOME: "", XDG_CONFIG_HOME: "" }]) {
+    const sys = memory({
+      "/undefined/.config/sluice/config.toml": "broken",
+      "/home/.config/sluice/config.toml": "broken",
+      "/config/sluice/config.toml": "broken",
+      "/run/user/1000/x": "",
+    });
+    sys.euid = 1000;
+    sys.environment.set("XDG_RUNTIME_DIR", "/run/user/1000");
+    for (const [name, value] of Object.entries(variables)) sys.environment.set(name, value);
+    assert.deepEqual(openMachine(sys).specDirs, ["/etc/cdi", "/var/run/cdi"]);
+  }
+  const relative = memory({ "/run/x": "" });
+  relative.euid = 1000;
+  relative.environment.set("XDG_RUNTIME_DIR", "run");
+  assert.equal(openMachine(relative).stateDir, "/run/sluice");
+});
+
+test("a home that cannot be looked into is an error that names the settings file", () => {
+  const sys = memory({ "/run/user/1000/x": "" });
+  sys.euid = 1000;
+  sys.environment.set("XDG_RUNTIME_DIR", "/run/user/1000");
+  sys.environment.set("HOME", "/root");
+  sys.fail("stat", "/root/.config/sluice/config.toml", "EACCES");
+  assert.throws(() => openMachine(sys), { code: "E_CONFIG_READ", message: /\/root\/\.config\/sluice\/config\.toml/ });
+});
+
+test("an empty SLUICE_CONFIG names no file", () => {
+  const sys = memory({});
+  sys.environment.set("SLUICE_CONFIG", "");
+  assert.deepEqual(openMachine(sys).specDirs, ["/etc/cdi", "/var/run/cdi"]);
 });
 
 test("another root is read beneath it, with its own settings, and without this machine's caches", () => {

@@ -172,3 +172,24 @@ test("SHA-256 has the values of FIPS 180-4, at every length around a block's end
   for (let length = 50; length < 140; length++) chain = sys.sha256(chain + "x".repeat(length));
   assert.equal(chain, "ddcc589c6020bff3c2f62a871755f47adb38df749eb9f0ff6f7207810b71c98b");
 });
+
+test("where a JSON object or array ends is found past strings, escapes and nesting, or not at all", () => {
+  const find = sys.jsonEnd;
+  if (find === undefined) return; // under Node there is no need of it
+  const table: [string, number, number][] = [
+    ["{}", 0, 2],
+    ["[[],{}] ,1", 0, 7],
+    ['{"a":"}]\\"","b":[1]},"c"', 0, 20],
+    ['x{"a":1}', 1, 8],
+    ['{"a":"\\\\"}', 0, 10],
+    ["{", 0, -1],
+    ['{"a', 0, -1],
+    ['{"a\\', 0, -1],
+    ["[]", 2, -1],
+    ["[]", -1, -1],
+    ['{"a":"é"}', 0, -1],
+    ['{"a":"\u4e00"}', 0, -1],
+    ["[".repeat(100_000) + "]".repeat(100_000), 0, 200_000],
+  ];
+  for (const [text, start, end] of table) assert.equal(find(text, start), end, text.slice(0, 40));
+});
