@@ -14,6 +14,10 @@ export interface CommandLine {
   root?: string;
   log?: string;
   logFormat?: string;
+  /** The call only asks for the runtime's own help. */
+  help?: boolean;
+  /** The container is still there when the call returns: `run` with `--detach` or `--keep`. */
+  lasting?: boolean;
 }
 
 /**
@@ -61,6 +65,8 @@ export function parseCommandLine(args: readonly string[]): CommandLine {
     } else if (value === undefined && (TAKES_VALUE.test(name) || (name === "f" && hasConfig))) {
       value = args[++i];
     }
+    if (value === undefined && (name === "h" || name === "help")) line.help = true;
+    if (value !== "false" && /^(?:d|detach|keep)$/.test(name)) line.lasting = true;
     if (value === undefined) continue;
     if (name === "bundle" || name === "b") line.bundle = value;
     else if (name === "root") line.root = value;

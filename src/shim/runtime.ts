@@ -19,12 +19,11 @@ import { start } from "./start.part.ts";
 export function runtime(sys: Sys): number {
   // Called as `sluice runtime ...` or, under the name sluice-runtime, with the runtime's arguments at once.
   const from = /(?:^|\/)sluice-runtime$/.test(sys.args[0] ?? "") ? 1 : 2;
-  const args = sys.args.slice(from);
-  const line = parseCommandLine(args);
+  const line = parseCommandLine(sys.args.slice(from));
   try {
     const machine = open(sys, line);
     const lowLevel = findRuntime(sys, machine.settings.runtime.runtimes);
-    if (!prepare(machine, line, args)) return sys.exec(lowLevel, from);
+    if (!prepare(machine, line)) return sys.exec(lowLevel, from);
     const code = sys.run(lowLevel, from);
     if (code === 0 || line.command === "run") release(machine, line);
     return code;
@@ -52,16 +51,15 @@ function open(sys: Sys, line: CommandLine): Machine {
  * Does what must be done before the low-level runtime acts. Whether there is also something to do after it: with
  * `delete`, and with a `run` in the foreground, which deletes its container by itself, nobody calling `delete`.
  */
-function prepare(machine: Machine, line: CommandLine, args: readonly string[]): boolean {
-  // A call for the runtime's own help names no container.
-  if (args.some((arg) => /^(?:-h|--?help)$/.test(arg))) return false;
+function prepare(machine: Machine, line: CommandLine): boolean {
+  if (line.help) return false;
   switch (line.command) {
     case "create":
     case "restore":
       start(machine, line);
       return false;
     case "run":
-      return start(machine, line) && !args.some((arg) => /^(?:-d|--?detach|--?keep)(?:=|$)/.test(arg));
+      return start(machine, line) && !line.lasting;
     case "delete": {
       const receipt = line.id === undefined ? undefined : receiptPath(machine.stateDir, line.id);
       return receipt !== undefined && machine.sys.lstat(receipt) !== undefined;

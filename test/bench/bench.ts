@@ -581,6 +581,4 @@ try {
   main();
 } finally {
   for (const id of [CONTAINER, RUNNING]) spawnSync("runc", ["delete", "--force", id], { stdio: "ignore" });
-  execFileSync("umount", [dir]);
-  fs.rmdirSync(dir);
 }

@@ -1,7 +1,7 @@
 /** Hostile input from seeds: the same seed gives the same case in every engine. */
 
 import assert from "node:assert/strict";
-import { SluiceError } from "../../src/sys/error.ts";
+import { printable, SluiceError } from "../../src/sys/error.ts";
 import { random } from "./random.ts";
 
 export type Rand = () => number;
@@ -155,7 +155,7 @@ export function fuzz(
       } catch (thrown) {
         if (!(thrown instanceof SluiceError)) throw thrown;
         refused++;
-        checkRefusal(thrown.code, thrown.message);
+        checkRefusal(thrown.code, printable(thrown.message)); // as errorLine shows it
       }
     } catch (thrown) {
       const { name, message, stack } = thrown as Error;

@@ -34,7 +34,7 @@ test("the command lines of containerd, Docker, CRI-O and Podman are understood",
     ],
     [
       "--root /r --log /l --log-format json restore --image-path /i --work-path /w --parent-path /p --detach --pid-file /f --no-pivot -no-subreaper --bundle /b c1",
-      { command: "restore", bundle: "/b", id: "c1", root: "/r", log: "/l", logFormat: "json" },
+      { command: "restore", bundle: "/b", id: "c1", root: "/r", log: "/l", logFormat: "json", lasting: true },
     ],
     [
       "--root /r --log /l --log-format json delete --force c1",
@@ -60,7 +60,7 @@ test("the command lines of containerd, Docker, CRI-O and Podman are understood",
     ],
     [
       "restore --bundle /b --pid-file /p --detach --image-path /i --work-path /b --tcp-established --lsm-profile=apparmor:x c1",
-      { command: "restore", bundle: "/b", id: "c1" },
+      { command: "restore", bundle: "/b", id: "c1", lasting: true },
     ],
   ];
   for (const [line, expected] of cases) assert.deepEqual(parse(line), expected, line);
@@ -127,6 +127,18 @@ test("flags that nobody knows are taken to have no value, and the last argument 
   assert.deepEqual(parse("--new create --newer c1"), { command: "create", id: "c1" });
   assert.deepEqual(parse("create --newer value c1"), { command: "create", id: "c1" });
   assert.deepEqual(parse("create --newer=value c1"), { command: "create", id: "c1" });
+});
+
+test("a call for help and a container that stays are told from values that look like them", () => {
+  assert.deepEqual(parse("create --help"), { command: "create", help: true });
+  assert.deepEqual(parse("create -h c1"), { command: "create", id: "c1", help: true });
+  assert.deepEqual(parse("create --pid-file -h --bundle --help c1"), { command: "create", bundle: "--help", id: "c1" });
+  assert.deepEqual(parse("create --bundle /b -- -h"), { command: "create", bundle: "/b", id: "-h" });
+  for (const flag of ["-d", "--detach", "-detach", "--detach=true", "--keep"]) {
+    assert.deepEqual(parse(`run ${flag} c1`), { command: "run", id: "c1", lasting: true });
+  }
+  assert.deepEqual(parse("run --detach=false c1"), { command: "run", id: "c1" });
+  assert.deepEqual(parse("run --pid-file -d c1"), { command: "run", id: "c1" });
 });
 
 test("a line that ends too early gives what it has", () => {
