@@ -274,9 +274,12 @@ test("a home that cannot be looked into is an error that names the settings file
   const sys = memory({ "/run/user/1000/x": "" });
   sys.euid = 1000;
   sys.environment.set("XDG_RUNTIME_DIR", "/run/user/1000");
-  sys.environment.set("HOME", "/root");
-  sys.fail("stat", "/root/.config/sluice/config.toml", "EACCES");
-  assert.throws(() => openMachine(sys), { code: "E_CONFIG_READ", message: /\/root\/\.config\/sluice\/config\.toml/ });
+  sys.environment.set("HOME", "/home/u");
+  sys.fail("stat", "/home/u/.config/sluice/config.toml", "EACCES");
+  assert.throws(() => openMachine(sys), {
+    code: "E_CONFIG_READ",
+    message: /\/home\/u\/\.config\/sluice\/config\.toml/,
+  });
 });
 
 test("an empty SLUICE_CONFIG names no file", () => {
