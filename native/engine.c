@@ -28,15 +28,14 @@ static size_t stack_limit(void)
     return limit.rlim_cur / 2;
 }
 
-JSContext *sluice_engine_new(int argc, char **argv, int with_compiler)
+JSContext *sluice_engine_new(const JSMallocFunctions *memory, int with_compiler)
 {
-    JSRuntime *rt = JS_NewRuntime();
+    JSRuntime *rt = memory ? JS_NewRuntime2(memory, NULL) : JS_NewRuntime();
     JSContext *ctx;
 
     if (!rt)
         return NULL;
     JS_SetMemoryLimit(rt, MEMORY_LIMIT);
-    JS_SetMaxStackSize(rt, stack_limit());
     JS_SetGCThreshold(rt, GC_THRESHOLD);
     ctx = JS_NewContextRaw(rt);
     if (!ctx) {
@@ -46,11 +45,20 @@ JSContext *sluice_engine_new(int argc, char **argv, int with_compiler)
     JS_AddIntrinsicRegExpCompiler(ctx);
     if (JS_AddIntrinsicBaseObjects(ctx) || JS_AddIntrinsicRegExp(ctx) || JS_AddIntrinsicJSON(ctx) ||
         JS_AddIntrinsicMapSet(ctx) || (with_compiler && JS_AddIntrinsicEval(ctx)) ||
-        sluice_sysmod_init(ctx, argc, argv)) {
+        sluice_sysmod_init(ctx)) {
         sluice_engine_free(ctx);
         return NULL;
     }
     return ctx;
+}
+
+int sluice_engine_start(JSContext *ctx, int argc, char **argv)
+{
+    JSRuntime *rt = JS_GetRuntime(ctx);
+
+    JS_SetMaxStackSize(rt, stack_limit());
+    JS_UpdateStackTop(rt);
+    return sluice_sysmod_start(ctx, argc, argv);
 }
 
 void sluice_engine_free(JSContext *ctx)
@@ -91,15 +99,12 @@ void sluice_engine_report(JSContext *ctx)
     JS_FreeValue(ctx, thrown);
 }
 
-int sluice_engine_exit_code(JSContext *ctx)
+int sluice_engine_exit_code(JSContext *ctx, JSValue value)
 {
-    JSValue global = JS_GetGlobalObject(ctx);
-    JSValue value = JS_GetPropertyStr(ctx, global, "exitCode");
     int32_t code = 70;
 
     if (!JS_IsNumber(value) || JS_ToInt32(ctx, &code, value))
         code = 70;
     JS_FreeValue(ctx, value);
-    JS_FreeValue(ctx, global);
     return code;
 }

@@ -2,7 +2,8 @@
 //
 // sluice-js, for the build and the tests only:
 //   sluice-js compile SCRIPT OUTPUT   writes the script's bytecode
-//   sluice-js run SCRIPT [ARGS]       runs the script's source, with the same engine and system calls as sluice
+//   sluice-js run SCRIPT [ARGS]       runs the script's source, with the same engine and system calls as sluice; its exit
+//                                     code is the script's global `exitCode`
 
 #include <errno.h>
 #include <stdio.h>
@@ -72,8 +73,8 @@ int main(int argc, char **argv)
     }
     source = read_file(argv[2], &size);
     // The script sees its own arguments as a program would: [0] is its name.
-    ctx = source ? sluice_engine_new(argc - 2, argv + 2, 1) : NULL;
-    if (!ctx) {
+    ctx = source ? sluice_engine_new(NULL, 1) : NULL;
+    if (!ctx || sluice_engine_start(ctx, argc - 2, argv + 2)) {
         fprintf(stderr, "sluice-js: %s: %s\n", argv[2], source ? "out of memory" : strerror(errno));
         free(source);
         return 1;
@@ -85,10 +86,13 @@ int main(int argc, char **argv)
     } else {
         JSValue result = JS_Eval(ctx, source, size, name, JS_EVAL_TYPE_GLOBAL);
 
+        JSValue global = JS_GetGlobalObject(ctx);
+
         failed = JS_IsException(result);
         JS_FreeValue(ctx, result);
         if (!failed)
-            code = sluice_engine_exit_code(ctx);
+            code = sluice_engine_exit_code(ctx, JS_GetPropertyStr(ctx, global, "exitCode"));
+        JS_FreeValue(ctx, global);
     }
     if (failed) {
         sluice_engine_report(ctx);

@@ -9,6 +9,7 @@
 
 #include "bundles.h"
 #include "engine.h"
+#include "snapshot.h"
 
 static const struct sluice_bundle *find_bundle(const char *name)
 {
@@ -18,13 +19,25 @@ static const struct sluice_bundle *find_bundle(const char *name)
     return NULL;
 }
 
-// native.part(name): runs the bundle `part:<name>`, which leaves its functions in the global `part`, and gives those.
+// Runs a bundle, and gives the object of its exports, which it leaves in the global `variable`.
+static JSValue load(JSContext *ctx, const struct sluice_bundle *bundle, const char *variable)
+{
+    JSValue global, exports;
+
+    if (sluice_engine_run(ctx, bundle->start, (size_t)(bundle->end - bundle->start)))
+        return JS_EXCEPTION;
+    global = JS_GetGlobalObject(ctx);
+    exports = JS_GetPropertyStr(ctx, global, variable);
+    JS_FreeValue(ctx, global);
+    return exports;
+}
+
+// native.part(name): the functions of the bundle `part:<name>`.
 static JSValue load_part(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
     char name[64];
     const char *wanted = JS_ToCString(ctx, argv[0]);
     const struct sluice_bundle *bundle;
-    JSValue global, part;
 
     (void)this_val;
     (void)argc;
@@ -33,14 +46,7 @@ static JSValue load_part(JSContext *ctx, JSValueConst this_val, int argc, JSValu
     snprintf(name, sizeof name, "part:%s", wanted);
     JS_FreeCString(ctx, wanted);
     bundle = find_bundle(name);
-    if (!bundle)
-        return JS_ThrowReferenceError(ctx, "no bundle %s", name);
-    if (sluice_engine_run(ctx, bundle->start, (size_t)(bundle->end - bundle->start)))
-        return JS_EXCEPTION;
-    global = JS_GetGlobalObject(ctx);
-    part = JS_GetPropertyStr(ctx, global, "part");
-    JS_FreeValue(ctx, global);
-    return part;
+    return bundle ? load(ctx, bundle, "part") : JS_ThrowReferenceError(ctx, "no bundle %s", name);
 }
 
 static int add_loader(JSContext *ctx)
@@ -53,6 +59,8 @@ static int add_loader(JSContext *ctx)
     JS_FreeValue(ctx, global);
     return failed ? -1 : 0;
 }
+
+static const char COMMANDS[] = "door:cli";
 
 // A door has its own bundle, `door:<name>`, and is called as `sluice <name> ...` or under the name `sluice-<name>`.
 // Everything else is the command line for people, `door:cli`.
@@ -71,30 +79,85 @@ static const struct sluice_bundle *choose_bundle(int argc, char **argv)
         snprintf(name, sizeof name, "door:%s", argv[1]);
         bundle = find_bundle(name);
     }
-    return bundle ? bundle : find_bundle("door:cli");
+    return bundle ? bundle : find_bundle(COMMANDS);
+}
+
+#ifdef SLUICE_SNAPSHOT
+// The build's step: an engine that has loaded every door of a container's start goes to standard output.
+static int write_snapshot(void)
+{
+    JSContext *ctx;
+    JSValue doors;
+
+    sluice_snapshot_record();
+    ctx = sluice_engine_new(&sluice_snapshot_memory, 0);
+    if (!ctx || add_loader(ctx)) {
+        fprintf(stderr, "snapshot: no room for the engine; enlarge MEMORY in snapshot.c\n");
+        return 1;
+    }
+    doors = JS_NewObject(ctx);
+    for (size_t i = 0; i < sluice_bundle_count; i++) {
+        const struct sluice_bundle *bundle = &sluice_bundles[i];
+        JSValue door;
+
+        if (strncmp(bundle->name, "door:", 5) || !strcmp(bundle->name, COMMANDS))
+            continue;
+        door = load(ctx, bundle, "door");
+        if (JS_IsException(door) || JS_SetPropertyStr(ctx, doors, bundle->name, door) < 0) {
+            fprintf(stderr, "snapshot: %s: is MEMORY in snapshot.c too small?\n", bundle->name);
+            sluice_engine_report(ctx);
+            return 1;
+        }
+    }
+    return sluice_snapshot_write(ctx, doors) ? 1 : 0;
+}
+#endif
+
+// The exports of the chosen door.
+static JSValue open_door(JSContext *ctx, const struct sluice_bundle *bundle)
+{
+    JSValueConst doors = sluice_snapshot_doors();
+    JSValue door = JS_IsObject(doors) ? JS_GetPropertyStr(ctx, doors, bundle->name) : JS_UNDEFINED;
+
+    return JS_IsUndefined(door) ? load(ctx, bundle, "door") : door;
+}
+
+static int run(JSContext *ctx, const struct sluice_bundle *bundle)
+{
+    JSValue door = open_door(ctx, bundle);
+    JSValue main = JS_IsException(door) ? JS_EXCEPTION : JS_GetPropertyStr(ctx, door, "main");
+    JSValue code = JS_IsException(main) ? JS_EXCEPTION : JS_Call(ctx, main, JS_UNDEFINED, 0, NULL);
+
+    JS_FreeValue(ctx, main);
+    JS_FreeValue(ctx, door);
+    if (JS_IsException(code))
+        sluice_engine_report(ctx);
+    return sluice_engine_exit_code(ctx, code);
 }
 
 int main(int argc, char **argv)
 {
     const struct sluice_bundle *bundle = choose_bundle(argc, argv);
-    JSContext *ctx;
-    int code = 70;
+    JSContext *ctx = sluice_snapshot_context();
+    int code;
 
     // The heap grows in one step where the default would take a dozen, and is never given back: we do not live long.
     mallopt(M_TOP_PAD, 1 << 20);
     mallopt(M_TRIM_THRESHOLD, -1);
-    ctx = sluice_engine_new(argc, argv, 0);
-    if (!ctx || !bundle || add_loader(ctx)) {
+#ifdef SLUICE_SNAPSHOT
+    if (!ctx)
+        return write_snapshot();
+#else
+    ctx = sluice_engine_new(NULL, 0);
+    if (ctx && add_loader(ctx))
+        ctx = NULL;
+#endif
+    if (!ctx || !bundle || sluice_engine_start(ctx, argc, argv)) {
         static const char text[] = "sluice: E_INTERNAL: out of memory at start\n";
 
-        if (write(STDERR_FILENO, text, sizeof text - 1) < 0)
-            return 71;
-        return code;
+        return write(STDERR_FILENO, text, sizeof text - 1) < 0 ? 71 : 70;
     }
-    if (sluice_engine_run(ctx, bundle->start, (size_t)(bundle->end - bundle->start)))
-        sluice_engine_report(ctx);
-    else
-        code = sluice_engine_exit_code(ctx);
+    code = run(ctx, bundle);
 #ifdef SLUICE_FREE_AT_EXIT
     sluice_engine_free(ctx);
 #endif

@@ -914,24 +914,33 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("run", 2, sys_run),
 };
 
-int sluice_sysmod_init(JSContext *ctx, int argc, char **argv)
+int sluice_sysmod_init(JSContext *ctx)
 {
-    JSValue global, object, args;
-    int bad = 0;
+    JSValue global = JS_GetGlobalObject(ctx);
+    JSValue object = JS_NewObject(ctx);
+    int bad = JS_IsException(object) || JS_SetPropertyFunctionList(ctx, object, functions, countof(functions)) < 0 ||
+              JS_SetPropertyStr(ctx, global, "native", object) < 0;
+
+    JS_FreeValue(ctx, global);
+    return bad ? -1 : 0;
+}
+
+int sluice_sysmod_start(JSContext *ctx, int argc, char **argv)
+{
+    JSValue global = JS_GetGlobalObject(ctx);
+    JSValue object = JS_GetPropertyStr(ctx, global, "native");
+    JSValue args = JS_NewArray(ctx);
+    int bad = JS_IsException(args);
 
     program_argc = argc;
     program_argv = argv;
-    object = JS_NewObject(ctx);
-    args = JS_NewArray(ctx);
-    if (JS_IsException(object) || JS_IsException(args))
-        return -1;
-    JS_SetPropertyFunctionList(ctx, object, functions, countof(functions));
-    for (int i = 0; i < argc; i++)
-        bad |= JS_SetPropertyInt64(ctx, args, i, JS_NewString(ctx, argv[i])) < 0;
-    bad |= JS_SetPropertyStr(ctx, object, "args", args) < 0;
-    bad |= JS_SetPropertyStr(ctx, object, "euid", JS_NewInt64(ctx, geteuid())) < 0;
-    global = JS_GetGlobalObject(ctx);
-    bad |= JS_SetPropertyStr(ctx, global, "native", object) < 0;
+    for (int i = 0; i < argc && !bad; i++)
+        bad = JS_SetPropertyInt64(ctx, args, i, JS_NewString(ctx, argv[i])) < 0;
+    if (bad)
+        JS_FreeValue(ctx, args);
+    bad = bad || JS_SetPropertyStr(ctx, object, "args", args) < 0 ||
+          JS_SetPropertyStr(ctx, object, "euid", JS_NewInt64(ctx, geteuid())) < 0;
+    JS_FreeValue(ctx, object);
     JS_FreeValue(ctx, global);
     return bad ? -1 : 0;
 }

@@ -4,8 +4,12 @@
 
 #include <quickjs.h>
 
-// Puts the object `native` into the global scope: the system calls that src/sys/native.ts wraps, and `args`.
-// argv must outlive the context. Returns 0, or -1 with an exception pending.
-int sluice_sysmod_init(JSContext *ctx, int argc, char **argv);
+// Puts the object `native` into the global scope: the system calls that src/sys/native.ts wraps.
+// Returns 0, or -1 with an exception pending.
+int sluice_sysmod_init(JSContext *ctx);
+
+// Adds what differs from process to process: `args` and `euid`. argv must outlive the context.
+// Returns 0, or -1 with an exception pending.
+int sluice_sysmod_start(JSContext *ctx, int argc, char **argv);
 
 #endif

@@ -11,7 +11,7 @@
  * own, `part:<name>`, which loads at the first call of one of its functions (see `partLoader`).
  */
 
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import * as fs from "node:fs";
 import * as path from "node:path";
@@ -34,7 +34,9 @@ const ENGINE_SOURCES = ["quickjs.c", "dtoa.c", "libregexp.c", "libunicode.c"];
 const SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"];
 // -O3 and fixed addresses each save a twentieth or more of the instructions of a container start.
 const OPTIMIZE = sanitize ? ["-O1", ...SANITIZERS] : ["-O3", "-fno-pie"];
-const OUR_C = ["-std=c11", "-Wall", "-Wextra", "-Werror", ...(sanitize ? ["-DSLUICE_FREE_AT_EXIT"] : [])];
+const OUR_C = ["-std=c11", "-Wall", "-Wextra", "-Werror"].concat(
+  sanitize ? ["-DSLUICE_FREE_AT_EXIT"] : ["-DSLUICE_SNAPSHOT"],
+);
 // UBSan on the engine's own code would report what it does on purpose (unaligned reads of bytecode, for one).
 // Its assertions, a twentieth of all instructions, are for the sanitizer build.
 const ENGINE_C = ["-std=gnu11", "-w", "-D_GNU_SOURCE", "-DQUICKJS_NG_BUILD", "-fno-sanitize=undefined"].concat(
@@ -166,7 +168,7 @@ async function bundle(entry: string, places: Record<string, string>): Promise<Bu
     entryPoints: [entry],
     bundle: true,
     format: "iife",
-    ...(kind === "part" ? { globalName: "part" } : {}),
+    globalName: kind,
     target: "es2023",
     platform: "neutral",
     mainFields: ["module", "main"],
@@ -226,11 +228,22 @@ async function linkProduct(engine: string, objectFiles: string[], compiler: stri
     await compileC(table, flags, [...filesIn(native, ".h"), ...bytecodes], out),
   ];
   const product = path.join(out, "sluice");
-  const args = [...LINK, "-o", product, ...own, ...objectFiles, "-lm", "-lpthread"];
-  await unlessFresh(product, [...own, ...objectFiles], args, () => run("cc", args));
+  const linked = sanitize ? product : path.join(out, "obj/sluice-without-snapshot");
+  const args = [...LINK, "-o", linked, ...own, ...objectFiles, "-lm", "-lpthread"];
+  await unlessFresh(linked, [...own, ...objectFiles], args, () => run("cc", args));
+  if (linked !== product) await unlessFresh(product, [linked], [], () => addSnapshot(linked, product));
   const runtime = path.join(out, "sluice-runtime");
   fs.rmSync(runtime, { force: true });
   fs.symlinkSync("sluice", runtime);
+}
+
+/** The program with the memory of an engine that has loaded its doors (native/snapshot.h says how and why). */
+async function addSnapshot(program: string, product: string): Promise<void> {
+  const snapshot = path.join(gen, "snapshot");
+  const { status, stdout } = spawnSync(program, [], { stdio: ["ignore", "pipe", "inherit"], maxBuffer: 64 << 20 });
+  if (status !== 0) throw new Error(`${program}: ${status}`);
+  fs.writeFileSync(snapshot, stdout);
+  await run("objcopy", ["--update-section", `.snapshot=${snapshot}`, program, product]);
 }
 
 async function main(): Promise<void> {
@@ -242,14 +255,14 @@ async function main(): Promise<void> {
   const headers = filesIn(native, ".h");
   const [engineObjects, ...ours] = await Promise.all([
     compileEngine(engine),
-    ...["sysmod.c", "engine.c", "js.c"].map((name) => compileC(path.join(native, name), flags, headers)),
+    ...["sysmod.c", "engine.c", "js.c", "snapshot.c"].map((name) => compileC(path.join(native, name), flags, headers)),
   ]);
-  const [sysmod, engineObject, js] = ours as [string, string, string];
+  const [sysmod, engineObject, js, snapshot] = ours as [string, string, string, string];
   const shared = [sysmod, engineObject, ...engineObjects];
   const compiler = path.join(base, "sluice-js");
   const args = [...LINK, "-o", compiler, js, ...shared, "-lm", "-lpthread"];
   await unlessFresh(compiler, [js, ...shared], args, () => run("cc", args));
-  await linkProduct(engine, shared, compiler);
+  await linkProduct(engine, [...shared, snapshot], compiler);
 }
 
 await main();

@@ -2,7 +2,6 @@ import { OsError, quote, SluiceError } from "../sys/error.ts";
 import type { Sys } from "../sys/sys.ts";
 import { rfc3339 } from "../sys/time.ts";
 import type { Plan } from "./plan.ts";
-import { receiptPath } from "./receipt-path.ts";
 
 /**
  * What was given to one container, kept while it lives in `<state>/receipts/<id>.json`: mode 0600 in a folder 0700, so
@@ -19,6 +18,14 @@ export interface Receipt extends Omit<Plan, "text"> {
   readonly runtimeRoot: string;
   /** RFC 3339, UTC. */
   readonly time: string;
+}
+
+/** As runc and crun take container ids, and safe as a file name. */
+const ID = /^[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,200}$/;
+
+/** Where a container's receipt is; `undefined` for an id that can have none. */
+export function receiptPath(stateDir: string, id: string): string | undefined {
+  return ID.test(id) ? `${stateDir}/receipts/${id}.json` : undefined;
 }
 
 /** Bytes; a receipt repeats the edits of a plan. */

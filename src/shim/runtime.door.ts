@@ -2,4 +2,6 @@ import { enter } from "../sys/enter.ts";
 import { sys } from "../sys/native.ts";
 import { runtime } from "./runtime.ts";
 
-Object.assign(globalThis, { exitCode: enter(sys, runtime) });
+export function main(): number {
+  return enter(sys, runtime);
+}

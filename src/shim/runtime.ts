@@ -1,18 +1,18 @@
+import { readBundle } from "../oci/bundle.ts";
 import { type CommandLine, parseCommandLine } from "../oci/cmdline.ts";
+import { inject } from "../plan/inject.ts";
 import { type Machine, openDefaultMachine, openMachine } from "../plan/machine.ts";
-import { receiptPath } from "../plan/receipt-path.ts";
+import { Receipts, receiptPath } from "../plan/receipt.ts";
 import { EXIT, errorLine, stackOf } from "../sys/enter.ts";
 import { OsError, SluiceError } from "../sys/error.ts";
 import type { Sys } from "../sys/sys.ts";
 import { rfc3339 } from "../sys/time.ts";
 import { findRuntime } from "./low-level.ts";
-import { release } from "./release.part.ts";
-import { start } from "./start.part.ts";
 
 /**
  * The OCI runtime in front of runc or crun (DESIGN.md section 2): gives the container of a `create`, `run` or `restore`
  * what it asks for, by editing its config.json, and then becomes the low-level runtime with the very arguments,
- * environment and descriptors that it was called with. Everything else goes straight on, and loads nothing more.
+ * environment and descriptors that it was called with. Everything else goes straight on.
  *
  * Only where something is left to do afterwards (a receipt to release) does it stay, as the parent.
  */
@@ -25,7 +25,9 @@ export function runtime(sys: Sys): number {
     const lowLevel = findRuntime(sys, machine.settings.runtime.runtimes);
     if (!prepare(machine, line)) return sys.exec(lowLevel, from);
     const code = sys.run(lowLevel, from);
-    if (code === 0 || line.command === "run") release(machine, line);
+    if (code === 0 || line.command === "run") {
+      new Receipts(machine.sys, machine.stateDir).release(line.id ?? "", line.root ?? "");
+    }
     return code;
   } catch (thrown) {
     log(sys, line, thrown);
@@ -67,6 +69,13 @@ function prepare(machine: Machine, line: CommandLine): boolean {
     default:
       return false;
   }
+}
+
+/** Gives the container of a `create`, `run` or `restore` what it asks for. Whether that was anything. */
+function start(machine: Machine, line: CommandLine): boolean {
+  const bundle = readBundle(machine.sys, line.bundle ?? ".", line.config);
+  const container = { id: line.id ?? "", door: "runtime", runtimeRoot: line.root ?? "" };
+  return inject(machine, bundle, container) !== undefined;
 }
 
 /**

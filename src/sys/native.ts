@@ -61,8 +61,13 @@ function filesUnder(root: string | undefined): Files {
 
 export const sys: Sys = {
   ...filesUnder(undefined),
-  args: native.args,
-  euid: native.euid,
+  // Asked for when needed: this module is loaded by the build (native/snapshot.h), long before the process starts.
+  get args() {
+    return native.args;
+  },
+  get euid() {
+    return native.euid;
+  },
   under: filesUnder,
   env: (name) => native.getenv(name),
   cwd: () => os(() => native.cwd()),

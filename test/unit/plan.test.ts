@@ -3,8 +3,7 @@ import { test } from "node:test";
 import { readBundle } from "../../src/oci/bundle.ts";
 import { inject, planFor, STAMP } from "../../src/plan/inject.ts";
 import { openMachine } from "../../src/plan/machine.ts";
-import { Receipts } from "../../src/plan/receipt.ts";
-import { receiptPath } from "../../src/plan/receipt-path.ts";
+import { Receipts, receiptPath } from "../../src/plan/receipt.ts";
 import { char, file, type MemorySys, memory } from "../support/memory-files.ts";
 
 const SPEC = {
