@@ -301,7 +301,8 @@ function byDepth(mounts: readonly (Mount | undefined)[]): Mount[] {
     const { destination } = mount;
     const slash = destination.lastIndexOf("/") + 1;
     const folder = destination.slice(0, slash);
-    const isPlain = PLAIN_NAME.test(destination.slice(slash));
+    // A last component that adds one to the depth of its folder: not empty, `.` or `..`.
+    const isPlain = slash < destination.length && destination.charCodeAt(slash) !== DOT;
     let depth = isPlain ? folders.get(folder) : undefined;
     if (depth === undefined) {
       depth = depthOf(destination);
@@ -314,8 +315,7 @@ function byDepth(mounts: readonly (Mount | undefined)[]): Mount[] {
   return [...levels].sort((a, b) => a[0] - b[0]).flatMap((level) => level[1]);
 }
 
-/** A last component that adds one to the depth of its folder: not empty, `.` or `..`. */
-const PLAIN_NAME = /^[^.]/;
+const DOT = 0x2e;
 
 /** The number of slashes in the destination as Go's `filepath.Clean` gives it. */
 export function depthOf(destination: string): number {
