@@ -229,6 +229,62 @@ static JSValue sys_read_text(JSContext *ctx, JSValueConst this_val, int argc, JS
     return target_done(ctx, &t, error, call, result);
 }
 
+// readBytes(root, path, offset, length): string of one character a byte
+static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t;
+    int64_t offset, length;
+    struct stat st;
+    unsigned char *data = NULL;
+    uint16_t *text = NULL;
+    size_t size = 0;
+    int fd, error = 0;
+    const char *call = "open";
+    JSValue result = JS_UNDEFINED;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToInt64(ctx, &offset, argv[2]) || JS_ToInt64(ctx, &length, argv[3]) || target_args(ctx, argv, &t))
+        return JS_EXCEPTION;
+    fd = open_path(t.root, t.path, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0);
+    if (fd < 0)
+        return target_done(ctx, &t, errno, call, result);
+    call = "read";
+    if (fstat(fd, &st) < 0) {
+        error = errno;
+    } else if (!S_ISREG(st.st_mode) || offset < 0 || length < 0) {
+        error = EINVAL;
+    } else {
+        // No more than the file says that it has: the caller's length may come from a hostile file's own header.
+        if (length > st.st_size - offset)
+            length = st.st_size > offset ? st.st_size - offset : 0;
+        data = malloc((size_t)length + 1);
+        text = malloc(((size_t)length + 1) * sizeof *text);
+        if (!data || !text)
+            error = ENOMEM;
+        while (!error && size < (size_t)length) {
+            ssize_t n = pread(fd, data + size, (size_t)length - size, offset + (int64_t)size);
+
+            if (n < 0 && errno == EINTR)
+                continue;
+            if (n < 0)
+                error = errno;
+            if (n <= 0)
+                break;
+            size += (size_t)n;
+        }
+    }
+    close(fd);
+    if (!error) {
+        for (size_t i = 0; i < size; i++)
+            text[i] = data[i];
+        result = JS_NewStringUTF16(ctx, text, size);
+    }
+    free(data);
+    free(text);
+    return target_done(ctx, &t, error, call, result);
+}
+
 static const char *kind_of(mode_t mode)
 {
     switch (mode & S_IFMT) {
@@ -896,6 +952,7 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("jsonEnd", 2, sys_json_end),
     JS_CFUNC_DEF("sha256", 1, sys_sha256),
     JS_CFUNC_DEF("readText", 3, sys_read_text),
+    JS_CFUNC_DEF("readBytes", 4, sys_read_bytes),
     JS_CFUNC_DEF("stat", 3, sys_stat),
     JS_CFUNC_DEF("statMany", 3, sys_stat_many),
     JS_CFUNC_DEF("list", 2, sys_list),

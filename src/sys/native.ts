@@ -8,6 +8,7 @@ interface Native {
   readonly args: readonly string[];
   readonly euid: number;
   readText(root: string | undefined, path: string, limit: number): string;
+  readBytes(root: string | undefined, path: string, offset: number, length: number): string;
   stat(root: string | undefined, path: string, follow: boolean): Stat | undefined;
   statMany(root: string | undefined, dir: string, names: readonly string[]): (Stat | undefined)[];
   list(root: string | undefined, path: string): string[] | undefined;
@@ -43,6 +44,7 @@ function os<T>(call: () => T): T {
 function filesUnder(root: string | undefined): Files {
   return {
     readText: (path, limit) => os(() => native.readText(root, path, limit)),
+    readBytes: (path, offset, length) => os(() => native.readBytes(root, path, offset, length)),
     stat: (path) => os(() => native.stat(root, path, true)),
     lstat: (path) => os(() => native.stat(root, path, false)),
     list(path) {

@@ -105,10 +105,23 @@ function readAll(path: string, named: string, limit: number): string {
   }
 }
 
+function readPart(path: string, named: string, offset: number, length: number): string {
+  const fd = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK | fs.constants.O_NOCTTY);
+  try {
+    const s = fs.fstatSync(fd);
+    if (!s.isFile() || offset < 0 || length < 0) throw new OsError("EINVAL", "read", named);
+    const data = Buffer.alloc(Math.max(0, Math.min(length, s.size - offset)));
+    return data.toString("latin1", 0, fs.readSync(fd, data, 0, data.length, offset));
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
 function filesUnder(root: string | undefined): Files {
   const at = (path: string, follow: boolean) => (root === undefined ? path : resolveIn(root, path, follow));
   return {
     readText: (path, limit) => os(() => readAll(at(path, true), path, limit)),
+    readBytes: (path, offset, length) => os(() => readPart(at(path, true), path, offset, length)),
     stat: (path) => os(() => statOrNothing(at(path, true), true)),
     lstat: (path) => os(() => statOrNothing(at(path, false), false)),
     list: (path) =>

@@ -43,6 +43,12 @@ export interface Files {
    * regular file (opening never blocks on a FIFO), or what open and read give.
    */
   readText(path: string, limit: number): string;
+  /**
+   * At most `length` bytes of a regular file from `offset` on, as a string of one character a byte; fewer where the
+   * file ends. Of a file that says that it is empty, as those of /proc do, none.
+   * @throws OsError `EINVAL` if it is not a regular file, or what open and read give
+   */
+  readBytes(path: string, offset: number, length: number): string;
   /** Follows links. `undefined` where nothing is there (`ENOENT`, `ENOTDIR`); other failures throw. */
   stat(path: string): Stat | undefined;
   /** As `stat`, of the link itself. */

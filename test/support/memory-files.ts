@@ -32,8 +32,8 @@ export interface NodeSpec extends Attributes {
   readonly kind: FileKind;
   /** Of a file. */
   readonly text?: string;
-  /** Of a file whose bytes are not UTF-8: it cannot be read as text. */
-  readonly isBinary?: boolean;
+  /** Of a file, in place of `text`: one character a byte. Bytes beyond 0x7f cannot be read as text. */
+  readonly bytes?: string;
   /** Of a link. */
   readonly target?: string;
   /** Of a `char` or `block` node. */
@@ -45,7 +45,11 @@ export interface NodeSpec extends Attributes {
 export type Tree = Readonly<Record<string, string | NodeSpec>>;
 
 export const file = (text: string, attributes: Attributes = {}): NodeSpec => ({ kind: "file", text, ...attributes });
-export const binary = (attributes: Attributes = {}): NodeSpec => ({ kind: "file", isBinary: true, ...attributes });
+export const binary = (bytes = "\xff", attributes: Attributes = {}): NodeSpec => ({
+  kind: "file",
+  bytes,
+  ...attributes,
+});
 export const dir = (attributes: Attributes = {}): NodeSpec => ({ kind: "dir", ...attributes });
 export const link = (target: string): NodeSpec => ({ kind: "link", target, mode: 0o777 });
 export const char = (major: number, minor: number, attributes: Attributes = {}): NodeSpec => ({
@@ -72,7 +76,7 @@ interface Inode {
   uid: number;
   gid: number;
   text: string;
-  isBinary: boolean;
+  bytes: string | undefined;
   target: string;
   major: number;
   minor: number;
@@ -93,15 +97,25 @@ const DEFAULT_MODE: Readonly<Record<FileKind, number>> = {
   unknown: 0o644,
 };
 
-/** Bytes of a text in UTF-8. */
-function byteLength(text: string): number {
-  if (!/[^\0-\x7f]/.test(text)) return text.length;
-  let bytes = 0;
+/** The first byte of a character in UTF-8, by the number of bytes that follow. */
+const LEAD = [0, 0xc0, 0xe0, 0xf0];
+
+/** A text in UTF-8, one character a byte. */
+function utf8(text: string): string {
+  if (!/[^\0-\x7f]/.test(text)) return text;
+  let bytes = "";
   for (const c of text) {
     const code = c.codePointAt(0) ?? 0;
-    bytes += code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
+    const more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+    bytes += more === 0 ? c : String.fromCharCode((LEAD[more] as number) | (code >> (6 * more)));
+    for (let i = more - 1; i >= 0; i--) bytes += String.fromCharCode(0x80 | ((code >> (6 * i)) & 0x3f));
   }
   return bytes;
+}
+
+/** What a file holds, or where a link leads, one character a byte. */
+function contentOf(inode: Inode): string {
+  return inode.bytes ?? utf8(inode.kind === "link" ? inode.target : inode.text);
 }
 
 /** Order of bytes in UTF-8, which is that of code points. */
@@ -180,7 +194,7 @@ export class MemorySys implements Sys {
     const inode = this.#find(path, true);
     if (inode === undefined) throw new OsError("ENOENT", "open", path);
     inode.text = text;
-    inode.isBinary = false;
+    inode.bytes = undefined;
     inode.ctimeMs = this.#time();
   }
 
@@ -227,6 +241,11 @@ export class MemorySys implements Sys {
     return this.#readText(this.#root, path, limit);
   }
 
+  readBytes(path: string, offset: number, length: number): string {
+    this.#call("readBytes", path);
+    return this.#readBytes(this.#root, path, offset, length);
+  }
+
   stat(path: string): Stat | undefined {
     this.#call("stat", path);
     return this.#stat(this.#root, path, true);
@@ -260,6 +279,10 @@ export class MemorySys implements Sys {
       readText: (path, limit) => {
         call("readText", path);
         return this.#readText(top, path, limit);
+      },
+      readBytes: (path, offset, length) => {
+        call("readBytes", path);
+        return this.#readBytes(top, path, offset, length);
       },
       stat: (path) => {
         call("stat", path);
@@ -396,7 +419,7 @@ export class MemorySys implements Sys {
       uid: spec.uid ?? 0,
       gid: spec.gid ?? 0,
       text: spec.text ?? "",
-      isBinary: spec.isBinary ?? false,
+      bytes: spec.bytes,
       target: spec.target ?? "",
       major: spec.major ?? 0,
       minor: spec.minor ?? 0,
@@ -461,16 +484,24 @@ export class MemorySys implements Sys {
     const inode = this.#resolve(path, true, top)?.inode;
     if (inode === undefined) throw new OsError("ENOENT", "open", path);
     if (inode.kind !== "file") throw new OsError("EINVAL", "open", path);
-    if (byteLength(inode.text) > limit) throw new OsError("EFBIG", "read", path);
-    if (inode.isBinary) throw new OsError("EILSEQ", "read", path);
-    return inode.text;
+    if (contentOf(inode).length > limit) throw new OsError("EFBIG", "read", path);
+    if (inode.bytes === undefined) return inode.text;
+    if (/[^\0-\x7f]/.test(inode.bytes)) throw new OsError("EILSEQ", "read", path);
+    return inode.bytes;
+  }
+
+  #readBytes(top: Inode, path: string, offset: number, length: number): string {
+    const inode = this.#resolve(path, true, top)?.inode;
+    if (inode === undefined) throw new OsError("ENOENT", "open", path);
+    if (inode.kind !== "file" || offset < 0 || length < 0) throw new OsError("EINVAL", "read", path);
+    return contentOf(inode).slice(offset, offset + length);
   }
 
   #stat(top: Inode, path: string, follow: boolean): Stat | undefined {
     const inode = this.#resolve(path, follow, top)?.inode;
     if (inode === undefined) return undefined;
     const { kind, mode, uid, gid, major, minor, ctimeMs } = inode;
-    const size = byteLength(kind === "link" ? inode.target : inode.text);
+    const size = contentOf(inode).length;
     const stamp = [1, inode.number, size, mode, uid, gid, ctimeMs].join(".");
     return { kind, mode, uid, gid, size, major, minor, stamp, ctimeMs };
   }

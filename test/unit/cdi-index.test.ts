@@ -347,7 +347,7 @@ test("an index that cannot be read, or is no text, is made anew", () => {
   const sys = machine({ [`${ETC}/a.json`]: spec(["a"]) });
   open(sys);
   const index = sys.text(INDEX);
-  sys.put(INDEX, { kind: "file", isBinary: true });
+  sys.put(INDEX, { kind: "file", bytes: "\xff" });
   assert.deepEqual(open(sys).names("a/b"), ["a"]);
   assert.equal(sys.text(INDEX), index);
 });

@@ -35,6 +35,22 @@ test("a file of /proc, which says that it has no size, is read whole", () => {
   assert.throws(() => sys.readText("/proc/self/status", 10), { code: "EFBIG" });
 });
 
+test("a part of a file is read as bytes, as far as the file goes", () => {
+  const dir = folder("bytes");
+  sys.createFile(`${dir}/a`, "hä\0lo\n", 0o600);
+  assert.equal(sys.readBytes(`${dir}/a`, 0, 100), "h\xc3\xa4\0lo\n");
+  assert.equal(sys.readBytes(`${dir}/a`, 2, 3), "\xa4\0l");
+  assert.equal(sys.readBytes(`${dir}/a`, 6, 2 ** 52), "\n");
+  assert.equal(sys.readBytes(`${dir}/a`, 7, 10), "");
+  assert.equal(sys.readBytes(`${dir}/a`, 2 ** 52, 10), "");
+  assert.equal(sys.readBytes("/bin/sh", 0, 4), "\x7fELF");
+  assert.throws(() => sys.readBytes(`${dir}/a`, -1, 1), { name: "OsError", code: "EINVAL" });
+  assert.throws(() => sys.readBytes(`${dir}/a`, 0, -1), { code: "EINVAL" });
+  assert.throws(() => sys.readBytes("/dev/null", 0, 1), { code: "EINVAL" });
+  assert.throws(() => sys.readBytes(dir, 0, 1), { code: "EINVAL" });
+  assert.throws(() => sys.readBytes("/nonexistent", 0, 1), { code: "ENOENT", syscall: "open", path: "/nonexistent" });
+});
+
 test("folders and devices are not read as text", () => {
   assert.throws(() => sys.readText("/", 10), { code: "EINVAL" });
   assert.throws(() => sys.readText("/dev/null", 10), { code: "EINVAL" });
@@ -142,6 +158,7 @@ test("another root holds paths and links beneath it", () => {
   sys.createFile(`${dir}/etc/passwd`, "inside", 0o644);
   const files = sys.under(dir);
   assert.equal(files.readText("/etc/passwd", 100), "inside");
+  assert.equal(files.readBytes("/etc/passwd", 2, 3), "sid");
   assert.equal(files.readText("/../../../../etc/passwd", 100), "inside");
   assert.equal(files.stat("/etc/hostname-that-is-not-there"), undefined);
   assert.deepEqual(files.list("/etc"), [{ name: "passwd", kind: "file" }]);
