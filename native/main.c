@@ -2,14 +2,13 @@
 //
 // The executable `sluice`: picks one of the bundles that are linked in, and runs it.
 
-#include <malloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "bundles.h"
 #include "engine.h"
-#include "snapshot.h"
+#include "memory.h"
 
 static const struct sluice_bundle *find_bundle(const char *name)
 {
@@ -89,10 +88,9 @@ static int write_snapshot(void)
     JSContext *ctx;
     JSValue doors;
 
-    sluice_snapshot_record();
-    ctx = sluice_engine_new(&sluice_snapshot_memory, 0);
+    ctx = sluice_engine_new(&sluice_memory, 0);
     if (!ctx || add_loader(ctx)) {
-        fprintf(stderr, "snapshot: no room for the engine; enlarge MEMORY in snapshot.c\n");
+        fprintf(stderr, "snapshot: no room for the engine; enlarge SNAPSHOT in memory.c\n");
         return 1;
     }
     doors = JS_NewObject(ctx);
@@ -104,7 +102,7 @@ static int write_snapshot(void)
             continue;
         door = load(ctx, bundle, "door");
         if (JS_IsException(door) || JS_SetPropertyStr(ctx, doors, bundle->name, door) < 0) {
-            fprintf(stderr, "snapshot: %s: is MEMORY in snapshot.c too small?\n", bundle->name);
+            fprintf(stderr, "snapshot: %s: is SNAPSHOT in memory.c too small?\n", bundle->name);
             sluice_engine_report(ctx);
             return 1;
         }
@@ -141,9 +139,6 @@ int main(int argc, char **argv)
     JSContext *ctx = sluice_snapshot_context();
     int code;
 
-    // The heap grows in one step where the default would take a dozen, and is never given back: we do not live long.
-    mallopt(M_TOP_PAD, 1 << 20);
-    mallopt(M_TRIM_THRESHOLD, -1);
 #ifdef SLUICE_SNAPSHOT
     if (!ctx)
         return write_snapshot();

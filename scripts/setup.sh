@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what this machine lacks for a purpose, and nothing else. Silent when it lacks nothing.
 #
-#   scripts/setup.sh [build|demo|test|bench]...     (default: build)
+#   scripts/setup.sh [build|demo|test|lab|bench]...     (default: build)
 #
 # Debian 12 and later, Ubuntu 22.04 and later, as root. System packages come from the machine's own apt sources. What
 # would change the machine more than it needs stays in build/toolchain, which the Makefile puts first in PATH: npm
@@ -41,6 +41,9 @@ have_static_libc() { have gcc && [ -e "$(gcc -print-file-name=libc.a)" ] && [ -e
 # The containers of the demo and the tests hold busybox and no libraries.
 have_static_busybox() { have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1; }
 
+# What Debian's suites are signed with.
+have_debian_keyring() { compgen -G '/usr/share/keyrings/debian-archive-keyring.[gp][pg][gp]' >/dev/null; }
+
 # npm leaves a record of what it installed. It is up to date if npm wrote it after the lock file last changed, or if
 # the lock file is the very one that we installed from (a checkout changes times).
 modules_fresh() {
@@ -58,12 +61,19 @@ need() {
 }
 
 for purpose in "${@:-build}"; do
-  case $purpose in build | demo | test | bench) ;; *) die "no purpose is called $purpose; use build, demo, test or bench" ;; esac
+  case $purpose in build | demo | test | lab | bench) ;; *) die "no purpose is called $purpose; use build, demo, test, lab or bench" ;; esac
   need gcc have gcc
   need libc6-dev have_static_libc
+  need musl-tools have musl-gcc
   need nodejs have node
   if ! modules_fresh; then need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt; fi
   [ "$purpose" != build ] || continue
+  if [ "$purpose" = lab ]; then
+    need debian-archive-keyring have_debian_keyring
+    need mount have mount
+    need util-linux have unshare
+    continue
+  fi
   need runc have runc
   need busybox-static have_static_busybox
   if [ "$purpose" = test ]; then need strace have strace; fi
