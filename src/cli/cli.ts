@@ -3,6 +3,7 @@ import { quote } from "../sys/error.ts";
 import type { Sys } from "../sys/sys.ts";
 import { VERSION } from "../sys/version.ts";
 import { cdiList, cdiShow, cdiValidate } from "./cdi.ts";
+import { gpusCommand } from "./gpus.ts";
 import { COMMON, type OptionKind, type Parsed, parseOptions, UsageError } from "./options.ts";
 import { applyCommand, planCommand } from "./plan.ts";
 
@@ -31,6 +32,13 @@ const COMMANDS: readonly Command[] = [
     purpose: "inject into the config.json of a bundle on disk",
     options: { bundle: "one", device: "many", annotation: "many" },
     run: applyCommand,
+  },
+  {
+    words: "gpus",
+    usage: "",
+    purpose: "the GPUs of this machine, with MIG devices and vGPU types",
+    options: {},
+    run: gpusCommand,
   },
   { words: "cdi list", usage: "", purpose: "the CDI devices of this machine", options: {}, run: cdiList },
   { words: "cdi show", usage: "NAME", purpose: "one CDI device and its edits", options: {}, run: cdiShow },
