@@ -189,6 +189,7 @@ static int utf8_valid(const unsigned char *s, size_t length)
 static JSValue sys_read_text(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
     struct target t;
+    JSRuntime *rt = JS_GetRuntime(ctx);
     int64_t limit;
     struct stat st;
     char *data = NULL;
@@ -214,7 +215,7 @@ static JSValue sys_read_text(JSContext *ctx, JSValueConst this_val, int argc, JS
     } else {
         // One byte more than the size: a file that grows meanwhile, or says 0 as those of /proc do, is noticed.
         room = st.st_size > 0 ? (size_t)st.st_size + 1 : 4096;
-        data = malloc(room);
+        data = js_malloc_rt(rt, room);
         if (!data)
             error = ENOMEM;
         while (!error) {
@@ -230,7 +231,7 @@ static JSValue sys_read_text(JSContext *ctx, JSValueConst this_val, int argc, JS
             if ((int64_t)size > limit) {
                 error = EFBIG;
             } else if (size == room) {
-                char *larger = realloc(data, room * 2);
+                char *larger = js_realloc_rt(rt, data, room * 2);
 
                 if (!larger) {
                     error = ENOMEM;
@@ -246,7 +247,7 @@ static JSValue sys_read_text(JSContext *ctx, JSValueConst this_val, int argc, JS
         error = EILSEQ;
     if (!error)
         result = JS_NewStringLen(ctx, data, size);
-    free(data);
+    js_free_rt(rt, data);
     return target_done(ctx, &t, error, call, result);
 }
 
@@ -254,6 +255,7 @@ static JSValue sys_read_text(JSContext *ctx, JSValueConst this_val, int argc, JS
 static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
     struct target t;
+    JSRuntime *rt = JS_GetRuntime(ctx);
     int64_t offset, length;
     struct stat st;
     unsigned char *data = NULL;
@@ -279,8 +281,8 @@ static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, J
         // No more than the file says that it has: the caller's length may come from a hostile file's own header.
         if (length > st.st_size - offset)
             length = st.st_size > offset ? st.st_size - offset : 0;
-        data = malloc((size_t)length + 1);
-        text = malloc(((size_t)length + 1) * sizeof *text);
+        data = js_malloc_rt(rt, (size_t)length + 1);
+        text = js_malloc_rt(rt, ((size_t)length + 1) * sizeof *text);
         if (!data || !text)
             error = ENOMEM;
         while (!error && size < (size_t)length) {
@@ -301,8 +303,8 @@ static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, J
             text[i] = data[i];
         result = JS_NewStringUTF16(ctx, text, size);
     }
-    free(data);
-    free(text);
+    js_free_rt(rt, data);
+    js_free_rt(rt, text);
     return target_done(ctx, &t, error, call, result);
 }
 
@@ -694,11 +696,9 @@ static char **tail_argv(JSContext *ctx, const char *path, JSValueConst from_arg)
 
     if (JS_ToInt32(ctx, &from, from_arg))
         return NULL;
-    list = calloc((size_t)program_argc + 2, sizeof *list);
-    if (!list) {
-        JS_FreeValue(ctx, JS_ThrowOutOfMemory(ctx));
+    list = js_mallocz(ctx, ((size_t)program_argc + 2) * sizeof *list);
+    if (!list)
         return NULL;
-    }
     list[n++] = (char *)path;
     for (int i = from < 1 ? 1 : from; i < program_argc; i++)
         list[n++] = program_argv[i];
@@ -726,7 +726,7 @@ static JSValue sys_exec(JSContext *ctx, JSValueConst this_val, int argc, JSValue
 #endif
     execve(t.path, list, environ);
     error = errno;
-    free(list);
+    js_free(ctx, list);
     return target_done(ctx, &t, error, "execve", JS_UNDEFINED);
 }
 
@@ -778,7 +778,7 @@ static JSValue sys_run(JSContext *ctx, JSValueConst this_val, int argc, JSValueC
     // An inherited "ignore" for SIGCHLD would let the kernel reap the child and lose its exit code.
     if (sigaction(SIGCHLD, &by_default, &child_action) < 0 || sigprocmask(SIG_SETMASK, &all, &before) < 0) {
         error = errno;
-        free(list);
+        js_free(ctx, list);
         return target_done(ctx, &t, error, "sigprocmask", JS_UNDEFINED);
     }
     // vfork: the child borrows our memory until it becomes the program, which spares copying our page tables.
@@ -795,7 +795,7 @@ static JSValue sys_run(JSContext *ctx, JSValueConst this_val, int argc, JSValueC
     error = errno;
     sigaction(SIGCHLD, &child_action, NULL);
     sigprocmask(SIG_SETMASK, &before, NULL);
-    free(list);
+    js_free(ctx, list);
     if (status == -1)
         return target_done(ctx, &t, error, child < 0 ? "vfork" : "waitpid", JS_UNDEFINED);
     if (exec_error)

@@ -165,6 +165,12 @@ function placesOf(map: { sources: string[]; mappings: string }): string {
   return [sources.join("\t"), ...rows].join("\n");
 }
 
+/** Names the sources that the doors and parts are made of (src/sys/version.ts). */
+const sourcesDigest = filesIn(path.join(root, "src"), ".ts")
+  .reduce((hash, file) => hash.update(fs.readFileSync(file)), createHash("sha256"))
+  .digest("hex")
+  .slice(0, 12);
+
 interface Bundle {
   /** `door:runtime` */
   name: string;
@@ -193,6 +199,7 @@ async function bundle(entry: string, places: Record<string, string>): Promise<Bu
     write: false,
     logLevel: "warning",
     plugins: [partLoader, placesPlugin(places)],
+    define: { SOURCES: JSON.stringify(sourcesDigest) },
   });
   for (const file of result.outputFiles) {
     if (file.path.endsWith(".map")) {

@@ -116,12 +116,10 @@ export function readSpecFile(files: Files, path: string, stat: Stat): SpecFile {
     // JSON with a slip that YAML happens to allow (a missing comma joins two texts) reads as something else.
     return bad([syntaxProblem("JSON", parsed.jsonFault)]);
   }
-  return {
-    path,
-    spec: checked.spec,
-    canonical: parsed.isJson && checked.canonical,
-    problems: checked.problems,
-  };
+  const canonical = parsed.isJson && checked.canonical;
+  // As a later start reads it, which does not check it again: a plan has the fields in the order of the file.
+  const spec = canonical ? (parsed.value as Spec) : checked.spec;
+  return { path, spec, canonical, problems: checked.problems };
 }
 
 /** Reads any file as a spec, with every check, for `sluice cdi validate`. Never throws. */

@@ -62,6 +62,11 @@ export interface Registry {
   devices(): ListedDevice[];
   /** Of folders and files, and the conflicts, which are reported on both files. */
   problems(): FileProblem[];
+  /**
+   * A name for the state of all spec files, for what is made of them and kept: the same name means the same answers.
+   * `undefined` where that is not sure.
+   */
+  state(): string | undefined;
 }
 
 /** @param index makes it cheap; without one, every spec file is read at once */
@@ -159,6 +164,10 @@ class FolderRegistry implements Registry {
           ],
     );
     return [...this.#scan.problems, ...lineProblems(this.#scan.folders), ...conflicts];
+  }
+
+  state(): string | undefined {
+    return this.#scan.isUnchanged ? this.#index?.stamp() : undefined;
   }
 
   /** Of each usable device of a kind the path of its spec. */

@@ -55,6 +55,16 @@ export class SpecIndex {
     return this.#sys.now();
   }
 
+  /** Names what it holds now: another write gives another name. */
+  stamp(): string | undefined {
+    try {
+      return this.#sys.lstat(`${this.#dir}/index`)?.stamp;
+    } catch (e) {
+      if (e instanceof OsError) return undefined;
+      throw e;
+    }
+  }
+
   /** Its sections; empty where there is no index. */
   read(): string {
     return readCache(this.#sys, this.#dir, "index", this.#build) ?? "";
@@ -88,7 +98,7 @@ export class SpecIndex {
 /**
  * The index below a state folder. It lies in the folder `cdi`, which must be ours alone; where it is not, or cannot be
  * written, there is none, and everything works without.
- * @param build the program's version: another one may find other things wrong with the same file, so its index is not used
+ * @param build the program's build: another one may find other things wrong with the same file, so its index is not used
  */
 export function openIndex(sys: Sys, stateDir: string, build: string): SpecIndex {
   return new SpecIndex(sys, `${stateDir}/cdi`, build);
@@ -138,6 +148,8 @@ export interface Scan {
   readonly problems: readonly FileProblem[];
   /** Whether any line was taken from the index. */
   readonly fromIndex: boolean;
+  /** Whether every file is surely as the index has it, so that the index stands for them all. */
+  readonly isUnchanged: boolean;
 }
 
 /** The lines of a folder in the text of an index. */
@@ -161,6 +173,7 @@ interface Progress {
   /** The sections of `folders`. */
   readonly sections: string[];
   reused: number;
+  isUnchanged: boolean;
 }
 
 /** Brings a folder up to date. `old` is its section of the index. */
@@ -189,6 +202,7 @@ function scanFolder(files: Files, dir: string, old: string, now: number, progres
     return;
   }
 
+  progress.isUnchanged = false;
   const known = knownFiles(old);
   const kept: string[] = [];
   const marks: string[] = [];
@@ -267,7 +281,14 @@ export function scan(
   // Before the first stat, for the rule about racy files: what changes after a file was read has a later time.
   const now = index?.now() ?? 0;
   const text = believe ? (index?.read() ?? "") : "";
-  const progress: Progress = { specs: new Map(), problems: [], folders: [], sections: [], reused: 0 };
+  const progress: Progress = {
+    specs: new Map(),
+    problems: [],
+    folders: [],
+    sections: [],
+    reused: 0,
+    isUnchanged: true,
+  };
   for (const dir of lastOfEach(dirs)) {
     try {
       const stat = files.stat(dir);
@@ -287,11 +308,13 @@ export function scan(
     }
   }
   const { folders, sections, specs, problems, reused } = progress;
+  let isUnchanged = false;
   if (index !== undefined && !dirs.some((dir) => SEPARATOR.test(dir))) {
     const fresh = folders.map((folder, i) => `\t${folder.dir}\n${sections[i]}`).join("");
     if (fresh !== text) index.write(fresh, pathsWithJson(folders));
+    else isUnchanged = progress.isUnchanged && problems.length === 0;
   }
-  return { folders, specs, problems, fromIndex: reused > 0 };
+  return { folders, specs, problems, fromIndex: reused > 0, isUnchanged };
 }
 
 /** Each folder once, in its last place: there it has the highest priority. */

@@ -41,13 +41,15 @@ export const HOOK_ENV: readonly string[] = ["PATH=/usr/local/sbin:/usr/local/bin
  *
  * Device nodes must be resolved: `type` is there, and `major` and `minor` for `b`, `c` and `u`.
  *
+ * @param ready mounts that follow those of the edits, as `toMount` makes them
  * @throws SluiceError `E_EDIT_HOOK` for a stage that OCI does not have, `E_EDIT_DEVICE` for a node without a type.
  */
-export function applyEdits(config: Config, edits: readonly ContainerEdits[]): Config {
+export function applyEdits(config: Config, edits: readonly ContainerEdits[], ready: readonly Mount[] = []): Config {
   const env = edits.flatMap((e) => e.env ?? []);
   const nodes = edits.flatMap((e) => e.deviceNodes ?? []);
   const netDevices = edits.flatMap((e) => e.netDevices ?? []);
-  const mounts = edits.flatMap((e) => e.mounts ?? []);
+  const userNamespace = hasUserNamespace(config);
+  const mounts = edits.flatMap((e) => (e.mounts ?? []).map((mount) => toMount(mount, userNamespace))).concat(ready);
   const hooks = edits.flatMap((e) => e.hooks ?? []);
   const intelRdt = edits.findLast((e) => e.intelRdt)?.intelRdt;
   const gids = edits.flatMap((e) => e.additionalGids ?? []);
@@ -60,7 +62,7 @@ export function applyEdits(config: Config, edits: readonly ContainerEdits[]): Co
   if (nodes.length > 0 || netDevices.length > 0 || intelRdt !== undefined) {
     next.linux = editLinux(config, nodes, netDevices, intelRdt);
   }
-  if (mounts.length > 0) next.mounts = mergeMounts(config.mounts ?? [], mounts, hasUserNamespace(config));
+  if (mounts.length > 0) next.mounts = mergeMounts(config.mounts ?? [], mounts);
   if (hooks.length > 0) next.hooks = addHooks(config.hooks ?? {}, hooks);
 
   const same =
@@ -272,21 +274,21 @@ export function hasUserNamespace(config: Config): boolean {
  * An edit replaces the first mount of the same destination (compared as written), and then all mounts, those of the
  * container's own too, are ordered by depth (CDI defect 2.8 j, kept: engines' native CDI does the same).
  */
-function mergeMounts(old: readonly Mount[], edits: readonly CdiMount[], userNamespace: boolean): Mount[] {
+function mergeMounts(old: readonly Mount[], added: readonly Mount[]): Mount[] {
   const all: (Mount | undefined)[] = [...old];
   const places = new Map<string, number>();
   for (let i = all.length - 1; i >= 0; i--) places.set((all[i] as Mount).destination, i);
-  for (const edit of edits) {
-    const destination = edit.containerPath;
+  for (const mount of added) {
+    const { destination } = mount;
     const place = places.get(destination);
     if (place !== undefined) {
       all[place] = undefined;
-      const next = all.findIndex((mount) => mount?.destination === destination);
+      const next = all.findIndex((other) => other?.destination === destination);
       places.set(destination, next < 0 ? all.length : next);
     } else {
       places.set(destination, all.length);
     }
-    all.push(toMount(edit, userNamespace));
+    all.push(mount);
   }
   return byDepth(all);
 }
@@ -298,15 +300,18 @@ function byDepth(mounts: readonly (Mount | undefined)[]): Mount[] {
   const folders = new Map<string, number>();
   for (const mount of mounts) {
     if (mount === undefined) continue;
-    const { destination } = mount;
-    const slash = destination.lastIndexOf("/") + 1;
-    const folder = destination.slice(0, slash);
-    // A last component that adds one to the depth of its folder: not empty, `.` or `..`.
-    const isPlain = slash < destination.length && destination.charCodeAt(slash) !== DOT;
-    let depth = isPlain ? folders.get(folder) : undefined;
+    const { destination, [DEPTH]: known } = mount as Mount & { [DEPTH]?: number };
+    let depth = known;
     if (depth === undefined) {
-      depth = depthOf(destination);
-      if (isPlain) folders.set(folder, depth);
+      const slash = destination.lastIndexOf("/") + 1;
+      const folder = destination.slice(0, slash);
+      // A last component that adds one to the depth of its folder: not empty, `.` or `..`.
+      const isPlain = slash < destination.length && destination.charCodeAt(slash) !== DOT;
+      depth = isPlain ? folders.get(folder) : undefined;
+      if (depth === undefined) {
+        depth = depthOf(destination);
+        if (isPlain) folders.set(folder, depth);
+      }
     }
     const level = levels.get(depth);
     if (level === undefined) levels.set(depth, [mount]);
@@ -316,6 +321,9 @@ function byDepth(mounts: readonly (Mount | undefined)[]): Mount[] {
 }
 
 const DOT = 0x2e;
+
+/** Under this name a mount may bring what `depthOf` says of its destination. */
+export const DEPTH: unique symbol = Symbol("depth");
 
 /** The number of slashes in the destination as Go's `filepath.Clean` gives it. */
 export function depthOf(destination: string): number {

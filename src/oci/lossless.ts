@@ -8,6 +8,12 @@
 
 import { quote, SluiceError } from "../sys/error.ts";
 
+/**
+ * A new array element may bring its JSON with it, under this name: it is then written as it stands. It also needs a
+ * `toJSON` that gives the same, since not everything that is written is written as an element.
+ */
+export const TEXT: unique symbol = Symbol("text");
+
 type Members = Record<string, unknown>;
 
 /** Finds where the JSON value that starts at `start` ends, behind its last character; below 0 where it cannot tell. */
@@ -191,9 +197,12 @@ function patchArray(
       run = [];
       added.push(moved);
     } else if (moved === undefined && !staying.has(current)) {
-      patchValue(patch, starts[i] as number, current, value, `${pointer}/${i}`);
+      const given = textOf(value);
+      const next = given === undefined ? value : JSON.parse(given);
+      patchValue(patch, starts[i] as number, current, next, `${pointer}/${i}`);
     } else {
-      replace(patch, starts[i] as number, ends[i] as number, moved ?? write(value, `${pointer}/${i}`));
+      const fresh = moved ?? textOf(value) ?? write(value, `${pointer}/${i}`);
+      replace(patch, starts[i] as number, ends[i] as number, fresh);
     }
   }
   if (run.length > 0) added.push(writeElements(run, behind));
@@ -214,8 +223,12 @@ function patchArray(
  * of the cost of writing a container's mounts.
  */
 function writeElements(values: readonly unknown[], gap: string): string {
-  if (gap === ",") return JSON.stringify(values).slice(1, -1);
-  return values.map((value) => JSON.stringify(value) ?? "null").join(gap);
+  if (gap === "," && !values.some(textOf)) return JSON.stringify(values).slice(1, -1);
+  return values.map((value) => textOf(value) ?? JSON.stringify(value) ?? "null").join(gap);
+}
+
+function textOf(value: unknown): string | undefined {
+  return (value as { [TEXT]?: string } | null | undefined)?.[TEXT];
 }
 
 /** The text of a value that the old file does not have; undefined in an array is null, as JSON.stringify has it. */

@@ -4,9 +4,16 @@ import type { ContainerEdits, DeviceNode, Hook as HookEdit } from "../cdi/spec.t
 import { stageOf, toDeviceCgroup, toHook, toLinuxDevice } from "./apply.ts";
 import type { Config, DeviceCgroup, Hook } from "./spec.ts";
 
+/** What runc and crun give a device node without a mode. containerd 1.7 and 2.1 leave it out where the CDI spec does. */
+const DEFAULT_MODE = 0o666;
+
+/** A mode without the type of the file, which Podman writes into those of a privileged container's nodes. */
+const PERMISSIONS = 0o7777;
+
 /**
- * `edits` without what `config` has and what applying them would add again: identical hooks, and device nodes that are
- * there and allowed (their cgroup rules would double). The rest replaces itself and can be applied twice.
+ * `edits` without what `config` has and what applying them would add again: identical hooks, device nodes that are
+ * there and allowed, and the cgroup rule of a node that is allowed and must only be another's or have another mode. The
+ * rest replaces itself and can be applied twice.
  */
 export function withoutPresent(config: Config, edits: readonly ContainerEdits[]): ContainerEdits[] {
   const rules = config.linux?.resources?.devices ?? [];
@@ -14,9 +21,11 @@ export function withoutPresent(config: Config, edits: readonly ContainerEdits[])
     const next = { ...edit };
     if (edit.hooks) next.hooks = edit.hooks.filter((hook) => !hasHook(config, hook));
     if (edit.deviceNodes) {
-      next.deviceNodes = edit.deviceNodes.filter((node) => {
+      next.deviceNodes = edit.deviceNodes.flatMap((node) => {
         const rule = toDeviceCgroup(node);
-        return !hasDevice(config, node) || (rule !== undefined && !isAllowed(rules, rule));
+        const { fileMode: _, uid: __, gid: ___, ...numbers } = node;
+        if (!hasDevice(config, numbers) || (rule !== undefined && !isAllowed(rules, rule))) return [node];
+        return hasDevice(config, node) ? [] : [{ ...node, permissions: "none" }];
       });
     }
     return next;
@@ -35,10 +44,14 @@ export function hasDevice(config: Config, node: DeviceNode): boolean {
       device.type === want.type &&
       (device.major ?? 0) === want.major &&
       (device.minor ?? 0) === want.minor &&
-      (want.fileMode === undefined || device.fileMode === want.fileMode) &&
+      (want.fileMode === undefined || isSameMode(device.fileMode ?? DEFAULT_MODE, want.fileMode)) &&
       (want.uid === undefined || device.uid === want.uid) &&
       (want.gid === undefined || device.gid === want.gid),
   );
+}
+
+function isSameMode(a: number, b: number): boolean {
+  return (a & PERMISSIONS) === (b & PERMISSIONS);
 }
 
 /** Whether the rules let a container use a device: for each kind of access the last rule that matches decides. */

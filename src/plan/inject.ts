@@ -1,6 +1,6 @@
 import { openRegistry, type Registry } from "../cdi/registry.ts";
 import { openIndex } from "../cdi/spec-index.ts";
-import { applyEdits } from "../oci/apply.ts";
+import { applyEdits, hasUserNamespace } from "../oci/apply.ts";
 import { type Bundle, writeConfig } from "../oci/bundle.ts";
 import { patchJson } from "../oci/lossless.ts";
 import { missingEdits } from "../oci/missing.part.ts";
@@ -9,7 +9,8 @@ import type { Config } from "../oci/spec.ts";
 import { grantRequest } from "../policy/grant.ts";
 import { type ExtraRequest, isEmpty, readRequest } from "../request/request.ts";
 import { quote, SluiceError } from "../sys/error.ts";
-import { VERSION } from "../sys/version.ts";
+import { BUILD } from "../sys/version.ts";
+import { KeptPlans } from "./kept-plans.ts";
 import type { Machine } from "./machine.ts";
 import { makePlan, type Plan } from "./plan.ts";
 import { Receipts } from "./receipt.ts";
@@ -18,7 +19,7 @@ import { Receipts } from "./receipt.ts";
 export const STAMP = "sluice.dev/plan";
 
 export function openMachineRegistry(machine: Machine): Registry {
-  const index = machine.cached ? openIndex(machine.sys, machine.stateDir, VERSION) : undefined;
+  const index = machine.cached ? openIndex(machine.sys, machine.stateDir, BUILD) : undefined;
   return openRegistry(machine.host, machine.specDirs, index);
 }
 
@@ -27,13 +28,16 @@ export function planFor(machine: Machine, config: Config, extra?: ExtraRequest):
   const request = readRequest(config, machine.settings.cdi.defaultKind, extra);
   if (isEmpty(request)) return undefined;
   const grant = grantRequest(request, machine.settings);
-  return makePlan(grant, openMachineRegistry(machine), machine.host, machine.sys.sha256);
+  const kept = machine.cached ? new KeptPlans(machine.sys, machine.stateDir) : undefined;
+  return makePlan(grant, openMachineRegistry(machine), machine.host, machine.sys.sha256, kept);
 }
 
 /** config.json as it is with the plan: its edits applied, those already there not twice, and the stamp. */
-export function applyPlan(config: Config, plan: Pick<Plan, "digest" | "edits">): Config {
-  const edits = plan.edits.map((planned) => planned.edits);
-  const applied = applyEdits(config, withoutPresent(config, edits));
+export function applyPlan(config: Config, plan: Pick<Plan, "digest" | "edits" | "rendered">): Config {
+  // In a user namespace, mounts get an option more.
+  const ready = hasUserNamespace(config) ? undefined : plan.rendered;
+  const edits = ready?.edits ?? plan.edits.map((planned) => planned.edits);
+  const applied = applyEdits(config, withoutPresent(config, edits), ready?.mounts);
   return { ...applied, annotations: { ...applied.annotations, [STAMP]: plan.digest } };
 }
 

@@ -4,6 +4,7 @@ import type { ContainerEdits } from "../cdi/spec.ts";
 import type { Grant } from "../policy/grant.ts";
 import { SluiceError } from "../sys/error.ts";
 import type { Files, Sys } from "../sys/sys.ts";
+import type { KeptPlans, Rendered } from "./kept-plans.ts";
 
 /** CDI edits that belong together, with the reason why they are made and where they come from. */
 export interface PlannedEdit {
@@ -36,18 +37,25 @@ export interface Plan {
   readonly edits: readonly PlannedEdit[];
   /** `devices` and `edits` as JSON: `{"devices":[...],"edits":[...]}`. */
   readonly text: string;
+  /** The edits once more, ready to be written, where an earlier start has made the plan. */
+  readonly rendered?: Rendered;
 }
 
 /**
  * Makes the plan for what was granted: looks the devices up, resolves their nodes, gives each edit its reason.
  * Reads files through `registry` and `host`, changes nothing. All or nothing: one device that cannot be had fails it.
  *
+ * @param kept plans that earlier starts have made, so that it need not be made again
  * @throws SluiceError E_CDI_*
  */
-export function makePlan(grant: Grant, registry: Registry, host: Files, sha256: Sys["sha256"]): Plan {
+export function makePlan(grant: Grant, registry: Registry, host: Files, sha256: Sys["sha256"], kept?: KeptPlans): Plan {
+  const state = kept && registry.state();
+  const known = state === undefined ? undefined : kept?.find(grant, state, host);
+  if (known !== undefined) return known;
   const found = grant.devices.map((device) => registry.find(device.name));
   const fromOf = new Map(grant.devices.map((device) => [device.name, device.from]));
   const edits: PlannedEdit[] = [];
+  const unresolved: ContainerEdits[] = [];
   for (const { kind, from } of grant.driver) {
     const specs = registry.specsOfKind(kind);
     if (specs.length === 0) {
@@ -61,6 +69,7 @@ export function makePlan(grant: Grant, registry: Registry, host: Files, sha256: 
       if (spec.containerEdits === undefined) continue;
       const reason = `driver files of ${kind} without a device, asked for by ${from}`;
       edits.push({ reason, source: { spec: path }, edits: resolved(spec.containerEdits, host) });
+      unresolved.push(spec.containerEdits);
     }
   }
   for (const { edits: own, source } of collectEdits(found)) {
@@ -74,9 +83,12 @@ export function makePlan(grant: Grant, registry: Registry, host: Files, sha256: 
       source: { spec: source.path, ...(source.device === undefined ? {} : { device: source.device }) },
       edits: resolved(own, host),
     });
+    unresolved.push(own);
   }
   const text = JSON.stringify({ devices: grant.devices, edits });
-  return { digest: sha256(text), devices: grant.devices, edits, text };
+  const plan = { digest: sha256(text), devices: grant.devices, edits, text };
+  if (state !== undefined) kept?.keep(grant, state, plan, unresolved);
+  return plan;
 }
 
 function resolved(edits: ContainerEdits, host: Files): ContainerEdits {

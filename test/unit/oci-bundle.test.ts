@@ -108,6 +108,7 @@ test("only a regular file of a bounded size and in UTF-8 is read", () => {
   const huge: Files = {
     lstat: (path) => ({ ...(sys.lstat(path) as Stat), size: 16 * 1024 * 1024 + 1 }),
     readText: () => assert.fail("a file that is too large must not be read"),
+    readBytes: (path, offset, length) => sys.readBytes(path, offset, length),
     stat: (path) => sys.stat(path),
     list: (path) => sys.list(path),
     statMany: (path, names) => sys.statMany(path, names),

@@ -154,6 +154,39 @@ test("what an engine's native CDI put in is not put in a second time", () => {
   assert.deepEqual(missingEdits(again, EDITS), []);
 });
 
+test("a node that an engine put in without its mode is as it should be if that is what runtimes take, else gets it", () => {
+  const rule = { allow: true, type: "c", major: 195, minor: 0, access: "rwm" };
+  const native: Config = {
+    linux: { devices: [{ path: "/dev/gpu0", type: "c", major: 195, minor: 0 }], resources: { devices: [rule] } },
+  };
+  const withMode = (fileMode: number): ContainerEdits[] => [
+    { deviceNodes: [{ path: "/dev/gpu0", type: "c", major: 195, minor: 0, fileMode }] },
+  ];
+  assert.deepEqual(withoutPresent(native, withMode(0o666)), [{ deviceNodes: [] }]);
+  assert.deepEqual(missingEdits(native, withMode(0o666)), []);
+  assert.equal(missingEdits(native, withMode(0o660)).length, 1);
+  const again = applyEdits(native, withoutPresent(native, withMode(0o660)));
+  assert.deepEqual(again.linux, {
+    devices: [{ path: "/dev/gpu0", type: "c", major: 195, minor: 0, fileMode: 0o660 }],
+    resources: { devices: [rule] },
+  });
+});
+
+test("a node whose mode has the file's type in it, as in a privileged container of Podman, is not put in again", () => {
+  const node = { path: "/dev/gpu0", type: "c", major: 195, minor: 0 };
+  const privileged: Config = {
+    linux: {
+      devices: [{ ...node, fileMode: 0o20666, uid: 0, gid: 0 }],
+      resources: { devices: [{ allow: true, access: "rwm" }] },
+    },
+  };
+  const edits: ContainerEdits[] = [{ deviceNodes: [{ ...node, fileMode: 0o666 }] }];
+  assert.deepEqual(withoutPresent(privileged, edits), [{ deviceNodes: [] }]);
+  assert.deepEqual(missingEdits(privileged, edits), []);
+  const other: ContainerEdits[] = [{ deviceNodes: [{ ...node, fileMode: 0o660 }] }];
+  assert.equal(missingEdits(privileged, other).length, 1);
+});
+
 test("a hook or a device that only looks alike is put in", () => {
   const native = applyEdits(EMPTY, EDITS);
   const other: ContainerEdits[] = [
