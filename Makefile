@@ -16,14 +16,14 @@ FOR ?= build
 
 .PHONY: help
 help: ## Show what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: setup
 setup: ## Install what this machine lacks to build (FOR="test bench": for more)
 	@scripts/setup.sh $(FOR)
 
-.PHONY: setup-demo setup-test setup-bench
-setup-demo setup-test setup-bench: setup-%:
+.PHONY: setup-demo setup-test setup-lab setup-bench
+setup-demo setup-test setup-lab setup-bench: setup-%:
 	@scripts/setup.sh $*
 
 .PHONY: build
@@ -35,15 +35,32 @@ demo: setup-demo build ## Run a container with a (simulated) GPU and show what i
 	@$(node) scripts/demo.ts
 
 .PHONY: test
-test: unit engine ## Run all tests
+test: unit engine vm ## Run all tests
 
 .PHONY: unit
 unit: setup-test build ## Run the tests of the code by itself, in Node and in the executable's engine
 	@$(node) scripts/unit.ts
 
+.PHONY: lab
+lab: setup-lab ## Fetch the container engines, and make the images and the kernel, that the tests run (kept in a cache)
+	@$(node) test/lab/make.ts
+
 .PHONY: engine
-engine: setup-test build ## Run the tests that start real containers
+engine: setup-test lab build ## Run the tests that start real containers
 	@$(node) --test test/engine/*.test.ts
+	@$(node) test/lab/table.ts --check
+
+.PHONY: vm
+vm: lab build ## Run the tests in a virtual machine: cgroup v2, VFIO, mediated devices, SR-IOV
+	@$(node) --test test/vm/*.test.ts
+
+.PHONY: gpu-kit
+gpu-kit: setup-lab build ## Make build/gpu-kit, to try Sluice on a machine with an NVIDIA GPU that has nothing else
+	@$(node) test/gpu/kit.ts
+
+.PHONY: engines-table
+engines-table: setup ## Write the tables of docs/engines.md from what the tests of the engines saw
+	@$(node) test/lab/table.ts
 
 .PHONY: bench
 bench: setup-bench build ## Measure start-up cost against its floor
