@@ -330,16 +330,37 @@ static const char *kind_of(mode_t mode)
     }
 }
 
+#define STAMP_MAX 192
+
+// Identifies a file's content: device, inode, size, mode, owner, mtime and ctime, hexadecimal, between points. Not with
+// snprintf, which would take most of the time that a look at hundreds of files takes.
+static void write_stamp(char stamp[STAMP_MAX], const struct stat *st)
+{
+    const uint64_t fields[] = {st->st_dev, st->st_ino, (uint64_t)st->st_size, st->st_mode, st->st_uid, st->st_gid,
+                               (uint64_t)st->st_mtim.tv_sec, (uint64_t)st->st_mtim.tv_nsec,
+                               (uint64_t)st->st_ctim.tv_sec, (uint64_t)st->st_ctim.tv_nsec};
+    char *at = stamp;
+
+    for (size_t i = 0; i < countof(fields); i++) {
+        int shift = 0;
+
+        if (i > 0)
+            *at++ = '.';
+        while (shift < 60 && fields[i] >> (shift + 4))
+            shift += 4;
+        for (; shift >= 0; shift -= 4)
+            *at++ = "0123456789abcdef"[fields[i] >> shift & 15];
+    }
+    *at = 0;
+}
+
 static JSValue stat_object(JSContext *ctx, const struct stat *st)
 {
     int node = S_ISCHR(st->st_mode) || S_ISBLK(st->st_mode);
-    char stamp[192];
+    char stamp[STAMP_MAX];
     static const char *names[] = {"kind", "mode", "uid", "gid", "size", "major", "minor", "stamp", "ctimeMs"};
 
-    snprintf(stamp, sizeof stamp, "%lx.%lx.%lx.%x.%x.%x.%lx.%lx.%lx.%lx", (unsigned long)st->st_dev,
-             (unsigned long)st->st_ino, (unsigned long)st->st_size, st->st_mode, st->st_uid, st->st_gid,
-             (unsigned long)st->st_mtim.tv_sec, (unsigned long)st->st_mtim.tv_nsec, (unsigned long)st->st_ctim.tv_sec,
-             (unsigned long)st->st_ctim.tv_nsec);
+    write_stamp(stamp, st);
     JSValue values[countof(names)] = {
         JS_NewString(ctx, kind_of(st->st_mode)),
         JS_NewInt32(ctx, st->st_mode & 07777),
@@ -391,13 +412,15 @@ static JSValue sys_stat(JSContext *ctx, JSValueConst this_val, int argc, JSValue
     return target_done(ctx, &t, error, "stat", error ? JS_UNDEFINED : stat_object(ctx, &st));
 }
 
-// statMany(root, dir, names): (Stat | undefined)[]
-static JSValue sys_stat_many(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+// stamps(root, dir, names): string, the stamps of the entries, links followed, between tabs; empty for one that is gone
+static JSValue sys_stamps(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
     struct target t;
     int64_t count = 0;
     int dir, error = 0;
-    JSValue result;
+    size_t length = 0;
+    char *text;
+    JSValue result = JS_UNDEFINED;
 
     (void)this_val;
     (void)argc;
@@ -406,59 +429,95 @@ static JSValue sys_stat_many(JSContext *ctx, JSValueConst this_val, int argc, JS
     dir = open_path(t.root, t.path, O_PATH | O_DIRECTORY, 0);
     if (dir < 0)
         return target_done(ctx, &t, errno, "open", JS_UNDEFINED);
-    result = JS_NewArray(ctx);
+    text = js_malloc(ctx, (size_t)(count + 1) * STAMP_MAX);
+    if (!text)
+        result = JS_EXCEPTION;
     for (int64_t i = 0; i < count && !error && !JS_IsException(result); i++) {
         JSValue item = JS_GetPropertyInt64(ctx, argv[2], i);
         const char *name = JS_IsException(item) ? NULL : text_arg(ctx, item);
-        JSValue entry = JS_EXCEPTION;
         struct stat st;
+        int fd = -1, failed;
 
-        if (name) {
-            // Beneath a root a link must be followed beneath it too, so the whole path goes through openat2.
-            int fd = -1, failed;
-
-            if (t.root) {
-                char path[PATH_MAX];
-
-                if ((size_t)snprintf(path, sizeof path, "%s/%s", t.path, name) >= sizeof path) {
-                    errno = ENAMETOOLONG;
-                    failed = -1;
-                } else {
-                    fd = open_path(t.root, path, O_PATH, 0);
-                    failed = fd < 0 ? -1 : fstat(fd, &st);
-                }
-            } else {
-                failed = fstatat(dir, name, &st, 0);
-            }
-            if (!failed)
-                entry = stat_object(ctx, &st);
-            else if (is_absent(errno) || errno == ELOOP)
-                entry = JS_UNDEFINED;
-            else
-                error = errno;
-            if (fd >= 0)
-                close(fd);
-            JS_FreeCString(ctx, name);
-        }
+        if (i > 0)
+            text[length++] = '\t';
         JS_FreeValue(ctx, item);
-        if (error || JS_IsException(entry) || JS_SetPropertyInt64(ctx, result, i, entry) < 0) {
-            if (!error) {
-                JS_FreeValue(ctx, result);
-                result = JS_EXCEPTION;
-            }
+        if (!name) {
+            result = JS_EXCEPTION;
+            break;
         }
+        // Beneath a root a link must be followed beneath it too, so the whole path goes through openat2.
+        if (t.root) {
+            char path[PATH_MAX];
+
+            if ((size_t)snprintf(path, sizeof path, "%s/%s", t.path, name) >= sizeof path) {
+                errno = ENAMETOOLONG;
+                failed = -1;
+            } else {
+                fd = open_path(t.root, path, O_PATH, 0);
+                failed = fd < 0 ? -1 : fstat(fd, &st);
+            }
+        } else {
+            failed = fstatat(dir, name, &st, 0);
+        }
+        if (!failed) {
+            write_stamp(text + length, &st);
+            length += strlen(text + length);
+        } else if (!is_absent(errno) && errno != ELOOP) {
+            error = errno;
+        }
+        if (fd >= 0)
+            close(fd);
+        JS_FreeCString(ctx, name);
     }
+    if (!error && !JS_IsException(result))
+        result = JS_NewStringLen(ctx, text, length);
+    js_free(ctx, text);
     close(dir);
     return target_done(ctx, &t, error, "stat", result);
 }
 
-// list(root, path): [name, kind, name, kind, ...] | undefined
+// A folder's entry: what it is, and its name.
+struct entry {
+    const char *kind;
+    char name[];
+};
+
+static int compare_entries(const void *a, const void *b)
+{
+    return strcmp((*(struct entry *const *)a)->name, (*(struct entry *const *)b)->name);
+}
+
+// Adds an entry to the list, which grows. 0, or -1 where there is no memory.
+static int add_entry(JSRuntime *rt, struct entry ***list, size_t count, const char *name, const char *kind)
+{
+    size_t length = strlen(name) + 1;
+    struct entry *entry;
+
+    if (!(count & (count - 1))) {
+        struct entry **larger = js_realloc_rt(rt, *list, (count ? 2 * count : 1) * sizeof *larger);
+
+        if (!larger)
+            return -1;
+        *list = larger;
+    }
+    entry = js_malloc_rt(rt, sizeof *entry + length);
+    if (!entry)
+        return -1;
+    entry->kind = kind;
+    memcpy(entry->name, name, length);
+    (*list)[count] = entry;
+    return 0;
+}
+
+// list(root, path): [name, kind, name, kind, ...] | undefined, in the order of the names' bytes
 static JSValue sys_list(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
+    JSRuntime *rt = JS_GetRuntime(ctx);
     struct target t;
     DIR *dir;
     int fd, error = 0;
-    int64_t count = 0;
+    struct entry **list = NULL;
+    size_t count = 0;
     JSValue result;
 
     (void)this_val;
@@ -478,8 +537,7 @@ static JSValue sys_list(JSContext *ctx, JSValueConst this_val, int argc, JSValue
         close(fd);
         return target_done(ctx, &t, error, "opendir", JS_UNDEFINED);
     }
-    result = JS_NewArray(ctx);
-    while (!JS_IsException(result)) {
+    while (!error) {
         struct dirent *entry;
         struct stat st;
         const char *kind;
@@ -498,13 +556,25 @@ static JSValue sys_list(JSContext *ctx, JSValueConst this_val, int argc, JSValue
             kind = kind_of(st.st_mode);
         else
             continue; // gone since it was listed
-        if (JS_SetPropertyInt64(ctx, result, count++, JS_NewString(ctx, entry->d_name)) < 0 ||
-            JS_SetPropertyInt64(ctx, result, count++, JS_NewString(ctx, kind)) < 0) {
+        if (add_entry(rt, &list, count, entry->d_name, kind))
+            error = ENOMEM;
+        else
+            count++;
+    }
+    closedir(dir);
+    if (count > 0)
+        qsort(list, count, sizeof *list, compare_entries);
+    result = error ? JS_UNDEFINED : JS_NewArray(ctx);
+    for (size_t i = 0; i < count; i++) {
+        if (!error && !JS_IsException(result) &&
+            (JS_SetPropertyInt64(ctx, result, 2 * (int64_t)i, JS_NewString(ctx, list[i]->name)) < 0 ||
+             JS_SetPropertyInt64(ctx, result, 2 * (int64_t)i + 1, JS_NewString(ctx, list[i]->kind)) < 0)) {
             JS_FreeValue(ctx, result);
             result = JS_EXCEPTION;
         }
+        js_free_rt(rt, list[i]);
     }
-    closedir(dir);
+    js_free_rt(rt, list);
     return target_done(ctx, &t, error, "readdir", result);
 }
 
@@ -975,7 +1045,7 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("readText", 3, sys_read_text),
     JS_CFUNC_DEF("readBytes", 4, sys_read_bytes),
     JS_CFUNC_DEF("stat", 3, sys_stat),
-    JS_CFUNC_DEF("statMany", 3, sys_stat_many),
+    JS_CFUNC_DEF("stamps", 3, sys_stamps),
     JS_CFUNC_DEF("list", 2, sys_list),
     JS_CFUNC_DEF("readLink", 2, sys_read_link),
     JS_CFUNC_DEF("writeFile", 4, sys_write_file),

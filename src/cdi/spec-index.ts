@@ -189,11 +189,8 @@ function scanFolder(files: Files, dir: string, old: string, now: number, progres
     names.push(name);
     kinds.push(kind);
   }
-  const stats = files.statMany(dir, names);
-
   // What a container start finds as a rule: nothing has changed. No loop here does more than it must.
-  const stamps: string[] = [];
-  for (let i = 0; i < stats.length; i++) stamps.push(stats[i]?.stamp ?? "");
+  const stamps = files.stamps(dir, names);
   const head = `${names.join("\t")}\n${stamps.join("\t")}\n`;
   if (isPlain && old.startsWith(head)) {
     progress.reused += names.length;
@@ -211,14 +208,22 @@ function scanFolder(files: Files, dir: string, old: string, now: number, progres
     const name = names[i] as string;
     const kind = kinds[i] as string;
     const path = `${dir}/${name}`;
-    const stat = stats[i];
+    let line = kind === "file" ? known.get(`${name}\t${stamps[i]}`) : undefined;
+    if (line !== undefined) {
+      progress.reused++;
+      lines.push(`${kept.length}\t${line}\n`);
+      kept.push(name);
+      marks.push(stamps[i] as string);
+      continue;
+    }
+    const stat = stamps[i] === "" ? undefined : files.stat(path);
     if (kind !== "file" || stat === undefined || SEPARATOR.test(name)) {
       if (isGone(kind, stat)) continue;
       const odd = oddProblem(files, path, name, stat);
       if (odd !== undefined) progress.problems.push({ path, ...odd });
       if (odd !== undefined || stat === undefined) continue;
     }
-    let line = known.get(`${name}\t${stat.stamp}`);
+    line = known.get(`${name}\t${stat.stamp}`);
     if (line === undefined) line = describe(files, path, stat, progress);
     else progress.reused++;
     lines.push(`${kept.length}\t${line}\n`);

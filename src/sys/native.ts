@@ -10,7 +10,7 @@ interface Native {
   readText(root: string | undefined, path: string, limit: number): string;
   readBytes(root: string | undefined, path: string, offset: number, length: number): string;
   stat(root: string | undefined, path: string, follow: boolean): Stat | undefined;
-  statMany(root: string | undefined, dir: string, names: readonly string[]): (Stat | undefined)[];
+  stamps(root: string | undefined, dir: string, names: readonly string[]): string;
   list(root: string | undefined, path: string): string[] | undefined;
   readLink(root: string | undefined, path: string): string;
   writeFile(path: string, text: string, mode: number, append: boolean): void;
@@ -54,9 +54,9 @@ function filesUnder(root: string | undefined): Files {
       for (let i = 0; i < flat.length; i += 2) {
         entries.push({ name: flat[i] as string, kind: flat[i + 1] as FileKind });
       }
-      return entries.sort((a, b) => (a.name < b.name ? -1 : 1));
+      return entries;
     },
-    statMany: (dir, names) => os(() => native.statMany(root, dir, names)),
+    stamps: (dir, names) => (names.length === 0 ? [] : os(() => native.stamps(root, dir, names)).split("\t")),
     readLink: (path) => os(() => native.readLink(root, path)),
   };
 }

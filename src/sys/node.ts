@@ -129,15 +129,16 @@ function filesUnder(root: string | undefined): Files {
         const dir = at(path, true);
         if (statOrNothing(dir, true) === undefined) return undefined;
         const entries = fs.readdirSync(dir, { withFileTypes: true });
-        return entries.map((e) => ({ name: e.name, kind: kindOf(e) })).sort((a, b) => (a.name < b.name ? -1 : 1));
+        const listed = entries.map((e) => ({ name: e.name, kind: kindOf(e) }));
+        return listed.sort((a, b) => Buffer.compare(Buffer.from(a.name), Buffer.from(b.name)));
       }),
-    statMany: (dir, names) =>
+    stamps: (dir, names) =>
       names.map((name) =>
         os(() => {
           try {
-            return statOrNothing(at(`${dir}/${name}`, true), true);
+            return statOrNothing(at(`${dir}/${name}`, true), true)?.stamp ?? "";
           } catch (thrown) {
-            if ((thrown as NodeJS.ErrnoException).code === "ELOOP") return undefined;
+            if ((thrown as NodeJS.ErrnoException).code === "ELOOP") return "";
             throw thrown;
           }
         }),

@@ -53,10 +53,13 @@ export interface Files {
   stat(path: string): Stat | undefined;
   /** As `stat`, of the link itself. */
   lstat(path: string): Stat | undefined;
-  /** Entries of a folder without `.` and `..`, sorted by name. `undefined` where the folder does not exist. */
+  /**
+   * Entries of a folder without `.` and `..`, in the order of the bytes of their names. `undefined` where the folder does
+   * not exist.
+   */
   list(path: string): Entry[] | undefined;
-  /** `stat` (links followed) of many entries of one folder at once; `undefined` for those that are gone. */
-  statMany(dir: string, names: readonly string[]): (Stat | undefined)[];
+  /** The stamps (`Stat.stamp`, links followed) of many entries of one folder at once; empty for those that are gone. */
+  stamps(dir: string, names: readonly string[]): string[];
   /** The target of a symbolic link, as stored. */
   readLink(path: string): string;
 }

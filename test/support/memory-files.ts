@@ -261,9 +261,9 @@ export class MemorySys implements Sys {
     return this.#list(this.#root, path);
   }
 
-  statMany(path: string, names: readonly string[]): (Stat | undefined)[] {
-    this.#call("statMany", path);
-    return names.map((name) => this.#stat(this.#root, `${path}/${name}`, true));
+  stamps(path: string, names: readonly string[]): string[] {
+    this.#call("stamps", path);
+    return names.map((name) => this.#stat(this.#root, `${path}/${name}`, true)?.stamp ?? "");
   }
 
   readLink(path: string): string {
@@ -296,9 +296,9 @@ export class MemorySys implements Sys {
         call("list", path);
         return this.#list(top, path);
       },
-      statMany: (path, names) => {
-        call("statMany", path);
-        return names.map((name) => this.#stat(top, `${path}/${name}`, true));
+      stamps: (path, names) => {
+        call("stamps", path);
+        return names.map((name) => this.#stat(top, `${path}/${name}`, true)?.stamp ?? "");
       },
       readLink: (path) => {
         call("readLink", path);

@@ -55,7 +55,7 @@ test("with a fresh index only the spec that is used is read", () => {
   assert.deepEqual(specsRead(sys), [`${RUN}/claim-42.json`]);
   assert.equal(sys.count("createFile"), 0);
   assert.equal(sys.count("list"), 1);
-  assert.equal(sys.count("statMany"), 1);
+  assert.equal(sys.count("stamps"), 1);
 });
 
 test("a new, a changed and a removed file cost reading those that are there, and are seen", () => {

@@ -111,7 +111,7 @@ test("only a regular file of a bounded size and in UTF-8 is read", () => {
     readBytes: (path, offset, length) => sys.readBytes(path, offset, length),
     stat: (path) => sys.stat(path),
     list: (path) => sys.list(path),
-    statMany: (path, names) => sys.statMany(path, names),
+    stamps: (path, names) => sys.stamps(path, names),
     readLink: (path) => sys.readLink(path),
   };
   assert.throws(() => readBundle(huge, "/b"), { code: "E_BUNDLE_SIZE" });

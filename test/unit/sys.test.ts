@@ -126,14 +126,23 @@ test("a folder is listed by name, with kinds", () => {
   ]);
 });
 
-test("many entries are stat'ed at once, missing ones left out", () => {
+test("the stamps of many entries are those of their stats, and of missing ones there is none", () => {
   const dir = folder("many");
   sys.createFile(`${dir}/a`, "xyz", 0o600);
-  const stats = sys.statMany(dir, ["a", "gone", "a"]);
-  assert.equal(stats.length, 3);
-  assert.equal(stats[0]?.size, 3);
-  assert.equal(stats[1], undefined);
-  assert.deepEqual(stats[2], sys.stat(`${dir}/a`));
+  const stamp = sys.stat(`${dir}/a`)?.stamp;
+  assert.deepEqual(sys.stamps(dir, ["a", "gone", "a"]), [stamp, "", stamp]);
+  assert.deepEqual(sys.stamps(dir, ["gone"]), [""]);
+  assert.deepEqual(sys.stamps(dir, []), []);
+});
+
+test("a folder is listed in the order of bytes, whatever the language thinks of its names", () => {
+  const dir = folder("order");
+  const names = ["B", "a", "a.json", "a-", "\u{1f600}", "\uffee", "é"];
+  for (const name of names) sys.createFile(`${dir}/${name}`, "", 0o600);
+  assert.deepEqual(
+    sys.list(dir)?.map((entry) => entry.name),
+    ["B", "a", "a-", "a.json", "é", "\uffee", "\u{1f600}"],
+  );
 });
 
 test("mode, rename and unlink do what they say", () => {
@@ -162,7 +171,7 @@ test("another root holds paths and links beneath it", () => {
   assert.equal(files.readText("/../../../../etc/passwd", 100), "inside");
   assert.equal(files.stat("/etc/hostname-that-is-not-there"), undefined);
   assert.deepEqual(files.list("/etc"), [{ name: "passwd", kind: "file" }]);
-  assert.equal(files.statMany("/etc", ["passwd"])[0]?.size, 6);
+  assert.deepEqual(files.stamps("/etc", ["passwd"]), [files.stat("/etc/passwd")?.stamp]);
 });
 
 test("links under another root resolve beneath it", () => {
