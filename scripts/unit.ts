@@ -86,7 +86,7 @@ async function main(): Promise<number> {
   const pure = testsIn("unit");
   if (sanitize) {
     const env = {
-      ASAN_OPTIONS: "detect_leaks=1:malloc_context_size=4:quarantine_size_mb=16",
+      ASAN_OPTIONS: "detect_leaks=1:malloc_context_size=8:quarantine_size_mb=16",
       LSAN_OPTIONS: `suppressions=${path.join(root, "test/quickjs/leaks.supp")}:print_suppressions=0`,
     };
     const halves = [0, 1].map((half) => pure.filter((_, i) => i % 2 === half));
