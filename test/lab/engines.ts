@@ -67,6 +67,15 @@ interface DaemonOptions {
   ready: readonly string[];
 }
 
+/** Whether a process has ended, by its folder in /proc. A zombie, which init has not reaped yet, has no command line. */
+function isOver(folder: string): boolean {
+  try {
+    return fs.readFileSync(path.join(folder, "cmdline")).length === 0;
+  } catch {
+    return true; // there is none, or it went while we looked
+  }
+}
+
 function startDaemon({ machine, socket, command, client, ready }: DaemonOptions): Daemon {
   const name = path.basename(command[0] as string);
   const pidFile = path.join(machine.dir, "run", `${name}.pid-of-lab`);
@@ -75,10 +84,7 @@ function startDaemon({ machine, socket, command, client, ready }: DaemonOptions)
   const signal = (what: string): void => {
     const pid = daemon.pid();
     machine.must("kill", `-${what}`, pid);
-    const alive = path.join(machine.dir, "proc", pid, "cmdline");
-    // A zombie, which init has not reaped yet, has no command line.
-    const over = (): boolean => !fs.existsSync(alive) || fs.readFileSync(alive).length === 0;
-    waitFor(over, `the end of ${name}`, daemon.log);
+    waitFor(() => isOver(path.join(machine.dir, "proc", pid)), `the end of ${name}`, daemon.log);
   };
   const daemon: Daemon = {
     machine,
