@@ -167,7 +167,7 @@ class FolderRegistry implements Registry {
   }
 
   state(): string | undefined {
-    return this.#scan.isUnchanged ? this.#index?.stamp() : undefined;
+    return this.#scan.isUnchanged ? this.#index?.stamp : undefined;
   }
 
   /** Of each usable device of a kind the path of its spec. */

@@ -43,6 +43,7 @@ export class SpecIndex {
   readonly #sys: Sys;
   readonly #dir: string;
   readonly #build: string;
+  #stamp: string | undefined;
 
   constructor(sys: Sys, dir: string, build: string) {
     this.#sys = sys;
@@ -55,19 +56,25 @@ export class SpecIndex {
     return this.#sys.now();
   }
 
-  /** Names what it holds now: another write gives another name. */
-  stamp(): string | undefined {
+  /** Names what `read` has given: another write gives another name. */
+  get stamp(): string | undefined {
+    return this.#stamp;
+  }
+
+  /** Its sections; empty where there is no index. */
+  read(): string {
+    // Before it is read: one that is replaced in between must not lend its name to what was here.
+    this.#stamp = this.#stampNow();
+    return readCache(this.#sys, this.#dir, "index", this.#build) ?? "";
+  }
+
+  #stampNow(): string | undefined {
     try {
       return this.#sys.lstat(`${this.#dir}/index`)?.stamp;
     } catch (e) {
       if (e instanceof OsError) return undefined;
       throw e;
     }
-  }
-
-  /** Its sections; empty where there is no index. */
-  read(): string {
-    return readCache(this.#sys, this.#dir, "index", this.#build) ?? "";
   }
 
   /** @param specs paths whose JSON may stay; that of others is removed */

@@ -58,6 +58,20 @@ test("with a fresh index only the spec that is used is read", () => {
   assert.equal(sys.count("stamps"), 1);
 });
 
+test("a registry's state is that of the specs which it has seen, though another start writes the index meanwhile", () => {
+  const sys = machine({ [`${ETC}/a.json`]: spec(["x"], "1"), [`${ETC}/b.json`]: spec(["y"]) });
+  sys.clock += 10_000;
+  open(sys);
+  assert.equal(open(sys).state(), open(sys).state());
+  const earlier = open(sys);
+  sys.unlink(`${ETC}/b.json`);
+  sys.clock += 10_000;
+  open(sys);
+  const later = open(sys);
+  assert.ok(later.state() !== undefined);
+  assert.notEqual(earlier.state(), later.state());
+});
+
 test("a new, a changed and a removed file cost reading those that are there, and are seen", () => {
   const sys = machine({
     [`${ETC}/b.json`]: spec(["b"], "1"),
