@@ -211,7 +211,17 @@ export async function pod(owner: Owner, cri: Cri, options: PodOptions = {}): Pro
     namespaces,
     privileged,
     async stop() {
-      await cri.runtime.stopPodSandbox({ podSandboxId });
+      // Containers that share a process namespace end together, and containerd may ask a shim that is just going. A
+      // kubelet asks again until it has an answer.
+      for (const end = Date.now() + PATIENCE; ; await sleep(POLL)) {
+        try {
+          await cri.runtime.stopPodSandbox({ podSandboxId });
+          return;
+        } catch (error) {
+          const gone = error instanceof CriError && error.details.endsWith("ttrpc: closed");
+          if (!gone || Date.now() > end) throw error;
+        }
+      }
     },
     async remove() {
       if (pods?.has(made) !== true) return;
