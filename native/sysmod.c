@@ -3,9 +3,10 @@
 // The system calls of the executable, as functions of one JavaScript object. Wrappers without policy: each checks its
 // arguments, makes the call, and throws {code, syscall, path} on failure. src/sys/native.ts says what they mean.
 //
-// Rules: every descriptor is opened O_CLOEXEC and closed in the function that opened it; a path with a NUL in it is
-// EINVAL (it would name another file); `root` is undefined or a folder beneath which the path and every link on its
-// way must resolve (openat2, RESOLVE_IN_ROOT).
+// Rules: every descriptor is opened O_CLOEXEC and closed in the function that opened it, but those that it gives; a path with
+// a NUL in it is EINVAL (it would name another file); `root` is undefined or a folder beneath which the path and every
+// link on its way must resolve (openat2, RESOLVE_IN_ROOT). What writes beneath a root opens the folder that way and then
+// names only the entry in it, so that nothing is resolved twice.
 
 #define _GNU_SOURCE
 #include "sysmod.h"
@@ -14,12 +15,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/mount.h>
 #include <linux/openat2.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -89,23 +94,34 @@ static const char *text_arg(JSContext *ctx, JSValueConst value)
     return s;
 }
 
+// Opens `path` beneath the folder `root`. Returns the descriptor, or -1 with errno.
+static int open_beneath(int root, const char *path, int flags, mode_t mode)
+{
+    struct open_how how = {
+        .flags = (unsigned)(flags | O_CLOEXEC),
+        .mode = flags & O_CREAT ? mode : 0,
+        .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+    };
+
+    return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+}
+
+static int open_root(const char *root)
+{
+    return open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+
 // Opens `path`, beneath `root` where that is not NULL. Returns the descriptor, or -1 with errno.
 static int open_path(const char *root, const char *path, int flags, mode_t mode)
 {
     int root_fd, fd, saved;
 
-    flags |= O_CLOEXEC;
     if (!root)
-        return open(path, flags, mode);
-    root_fd = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        return open(path, flags | O_CLOEXEC, mode);
+    root_fd = open_root(root);
     if (root_fd < 0)
         return -1;
-    struct open_how how = {
-        .flags = (unsigned)flags,
-        .mode = flags & O_CREAT ? mode : 0,
-        .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
-    };
-    fd = (int)syscall(SYS_openat2, root_fd, path, &how, sizeof how);
+    fd = open_beneath(root_fd, path, flags, mode);
     saved = errno;
     close(root_fd);
     errno = saved;
@@ -185,6 +201,50 @@ static int utf8_valid(const unsigned char *s, size_t length)
     return 1;
 }
 
+// Bytes that were read, and the room for them, which js_malloc_rt gave.
+struct buffer {
+    char *data;
+    size_t size, room;
+};
+
+// Room for one byte more. 0, or an errno.
+static int buffer_grow(JSRuntime *rt, struct buffer *b)
+{
+    char *larger;
+
+    if (b->size < b->room)
+        return 0;
+    larger = js_realloc_rt(rt, b->data, b->room ? b->room * 2 : 4096);
+    if (!larger)
+        return ENOMEM;
+    b->room = b->room ? b->room * 2 : 4096;
+    b->data = larger;
+    return 0;
+}
+
+// Reads on until the end; EFBIG where that is more than `limit` bytes. 0, or an errno: EAGAIN where a descriptor that
+// does not block has no more for now.
+static int buffer_fill(JSRuntime *rt, struct buffer *b, int fd, int64_t limit)
+{
+    for (;;) {
+        int error = buffer_grow(rt, b);
+        ssize_t n;
+
+        if (error)
+            return error;
+        n = read(fd, b->data + b->size, b->room - b->size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return errno;
+        if (n == 0)
+            return 0;
+        b->size += (size_t)n;
+        if ((int64_t)b->size > limit)
+            return EFBIG;
+    }
+}
+
 // readText(root, path, limit): string
 static JSValue sys_read_text(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
@@ -192,8 +252,7 @@ static JSValue sys_read_text(JSContext *ctx, JSValueConst this_val, int argc, JS
     JSRuntime *rt = JS_GetRuntime(ctx);
     int64_t limit;
     struct stat st;
-    char *data = NULL;
-    size_t size = 0, room;
+    struct buffer text = {NULL, 0, 0};
     int fd, error = 0;
     const char *call = "open";
     JSValue result = JS_UNDEFINED;
@@ -214,41 +273,38 @@ static JSValue sys_read_text(JSContext *ctx, JSValueConst this_val, int argc, JS
         error = EFBIG;
     } else {
         // One byte more than the size: a file that grows meanwhile, or says 0 as those of /proc do, is noticed.
-        room = st.st_size > 0 ? (size_t)st.st_size + 1 : 4096;
-        data = js_malloc_rt(rt, room);
-        if (!data)
-            error = ENOMEM;
-        while (!error) {
-            ssize_t n = read(fd, data + size, room - size);
-
-            if (n < 0 && errno == EINTR)
-                continue;
-            if (n < 0)
-                error = errno;
-            if (n <= 0)
-                break;
-            size += (size_t)n;
-            if ((int64_t)size > limit) {
-                error = EFBIG;
-            } else if (size == room) {
-                char *larger = js_realloc_rt(rt, data, room * 2);
-
-                if (!larger) {
-                    error = ENOMEM;
-                } else {
-                    data = larger;
-                    room *= 2;
-                }
-            }
-        }
+        text.room = st.st_size > 0 ? (size_t)st.st_size + 1 : 4096;
+        text.data = js_malloc_rt(rt, text.room);
+        error = text.data ? buffer_fill(rt, &text, fd, limit) : ENOMEM;
     }
     close(fd);
-    if (!error && !utf8_valid((const unsigned char *)data, size))
+    if (!error && !utf8_valid((const unsigned char *)text.data, text.size))
         error = EILSEQ;
     if (!error)
-        result = JS_NewStringLen(ctx, data, size);
-    js_free_rt(rt, data);
+        result = JS_NewStringLen(ctx, text.data, text.size);
+    js_free_rt(rt, text.data);
     return target_done(ctx, &t, error, call, result);
+}
+
+// readInput(limit): string, standard input to its end
+static JSValue sys_read_input(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    JSRuntime *rt = JS_GetRuntime(ctx);
+    struct buffer text = {NULL, 0, 0};
+    int64_t limit;
+    int error;
+    JSValue result;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToInt64(ctx, &limit, argv[0]))
+        return JS_EXCEPTION;
+    error = buffer_fill(rt, &text, STDIN_FILENO, limit);
+    if (!error && !utf8_valid((const unsigned char *)text.data, text.size))
+        error = EILSEQ;
+    result = error ? fail(ctx, error, "read", "") : JS_NewStringLen(ctx, text.data, text.size);
+    js_free_rt(rt, text.data);
+    return result;
 }
 
 // readBytes(root, path, offset, length): string of one character a byte
@@ -259,8 +315,8 @@ static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, J
     int64_t offset, length;
     struct stat st;
     unsigned char *data = NULL;
-    uint16_t *text = NULL;
-    size_t size = 0;
+    char *text = NULL;
+    size_t size = 0, used = 0;
     int fd, error = 0;
     const char *call = "open";
     JSValue result = JS_UNDEFINED;
@@ -282,7 +338,7 @@ static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, J
         if (length > st.st_size - offset)
             length = st.st_size > offset ? st.st_size - offset : 0;
         data = js_malloc_rt(rt, (size_t)length + 1);
-        text = js_malloc_rt(rt, ((size_t)length + 1) * sizeof *text);
+        text = js_malloc_rt(rt, 2 * (size_t)length + 1);
         if (!data || !text)
             error = ENOMEM;
         while (!error && size < (size_t)length) {
@@ -299,9 +355,13 @@ static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, J
     }
     close(fd);
     if (!error) {
-        for (size_t i = 0; i < size; i++)
-            text[i] = data[i];
-        result = JS_NewStringUTF16(ctx, text, size);
+        // Through UTF-8, of which the engine makes a string of bytes; JS_NewStringUTF16 would make one of double size.
+        for (size_t i = 0; i < size; i++) {
+            if (data[i] >= 0x80)
+                text[used++] = (char)(0xC0 | data[i] >> 6);
+            text[used++] = (char)(data[i] < 0x80 ? data[i] : 0x80 | (data[i] & 0x3F));
+        }
+        result = JS_NewStringLen(ctx, text, used);
     }
     js_free_rt(rt, data);
     js_free_rt(rt, text);
@@ -417,7 +477,7 @@ static JSValue sys_stamps(JSContext *ctx, JSValueConst this_val, int argc, JSVal
 {
     struct target t;
     int64_t count = 0;
-    int dir, error = 0;
+    int dir, root = -1, error = 0;
     size_t length = 0;
     char *text;
     JSValue result = JS_UNDEFINED;
@@ -429,6 +489,11 @@ static JSValue sys_stamps(JSContext *ctx, JSValueConst this_val, int argc, JSVal
     dir = open_path(t.root, t.path, O_PATH | O_DIRECTORY, 0);
     if (dir < 0)
         return target_done(ctx, &t, errno, "open", JS_UNDEFINED);
+    if (t.root && (root = open_root(t.root)) < 0) {
+        error = errno;
+        close(dir);
+        return target_done(ctx, &t, error, "open", JS_UNDEFINED);
+    }
     text = js_malloc(ctx, (size_t)(count + 1) * STAMP_MAX);
     if (!text)
         result = JS_EXCEPTION;
@@ -436,7 +501,7 @@ static JSValue sys_stamps(JSContext *ctx, JSValueConst this_val, int argc, JSVal
         JSValue item = JS_GetPropertyInt64(ctx, argv[2], i);
         const char *name = JS_IsException(item) ? NULL : text_arg(ctx, item);
         struct stat st;
-        int fd = -1, failed;
+        int fd = -1, failed, plain;
 
         if (i > 0)
             text[length++] = '\t';
@@ -445,19 +510,20 @@ static JSValue sys_stamps(JSContext *ctx, JSValueConst this_val, int argc, JSVal
             result = JS_EXCEPTION;
             break;
         }
-        // Beneath a root a link must be followed beneath it too, so the whole path goes through openat2.
-        if (t.root) {
+        // Beneath a root a link must be followed beneath it too, so the whole path goes through openat2: that of a link,
+        // and of what is not the plain name of an entry.
+        plain = !strchr(name, '/') && strcmp(name, "..") != 0;
+        failed = !t.root || plain ? fstatat(dir, name, &st, t.root ? AT_SYMLINK_NOFOLLOW : 0) : 0;
+        if (t.root && (!plain || (!failed && S_ISLNK(st.st_mode)))) {
             char path[PATH_MAX];
 
             if ((size_t)snprintf(path, sizeof path, "%s/%s", t.path, name) >= sizeof path) {
                 errno = ENAMETOOLONG;
                 failed = -1;
             } else {
-                fd = open_path(t.root, path, O_PATH, 0);
+                fd = open_beneath(root, path, O_PATH, 0);
                 failed = fd < 0 ? -1 : fstat(fd, &st);
             }
-        } else {
-            failed = fstatat(dir, name, &st, 0);
         }
         if (!failed) {
             write_stamp(text + length, &st);
@@ -472,6 +538,8 @@ static JSValue sys_stamps(JSContext *ctx, JSValueConst this_val, int argc, JSVal
     if (!error && !JS_IsException(result))
         result = JS_NewStringLen(ctx, text, length);
     js_free(ctx, text);
+    if (root >= 0)
+        close(root);
     close(dir);
     return target_done(ctx, &t, error, "stat", result);
 }
@@ -615,6 +683,21 @@ static JSValue sys_read_link(JSContext *ctx, JSValueConst this_val, int argc, JS
     return target_done(ctx, &t, error, "readlink", error ? JS_UNDEFINED : JS_NewStringLen(ctx, target, (size_t)n));
 }
 
+// realPath(path): the same place without links, "." and ".."
+static JSValue sys_real_path(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t = {NULL, NULL};
+    char real[PATH_MAX];
+    int error;
+
+    (void)this_val;
+    (void)argc;
+    if (!(t.path = text_arg(ctx, argv[0])))
+        return JS_EXCEPTION;
+    error = realpath(t.path, real) ? 0 : errno;
+    return target_done(ctx, &t, error, "realpath", error ? JS_UNDEFINED : JS_NewString(ctx, real));
+}
+
 // Writes all of `data`. Returns 0, or -1 with errno.
 static int write_all(int fd, const char *data, size_t length)
 {
@@ -719,6 +802,310 @@ static JSValue sys_rename(JSContext *ctx, JSValueConst this_val, int argc, JSVal
     return target_done(ctx, &t, error, "rename", JS_UNDEFINED);
 }
 
+// The folder of a path beneath a root, opened, and the last name of the path. The descriptor, or -1 with errno.
+static int open_parent(const struct target *t, const char **name)
+{
+    const char *slash = strrchr(t->path, '/');
+    char folder[PATH_MAX];
+    size_t length = slash ? (size_t)(slash - t->path) : 0;
+
+    *name = slash ? slash + 1 : t->path;
+    if (!**name || !strcmp(*name, ".") || !strcmp(*name, "..")) {
+        errno = EINVAL; // no name of an entry
+        return -1;
+    }
+    if (length >= sizeof folder) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    memcpy(folder, t->path, length);
+    folder[length] = 0;
+    return open_path(t->root, length ? folder : "/", O_PATH | O_DIRECTORY, 0);
+}
+
+// A name that no file has. 0, or -1 with errno.
+static int draft_name(char name[32])
+{
+    uint64_t chance;
+
+    if (getrandom(&chance, sizeof chance, 0) != sizeof chance)
+        return -1;
+    snprintf(name, 32, ".sluice-%016llx", (unsigned long long)chance);
+    return 0;
+}
+
+// Puts the draft in the entry's place; where that fails, the draft goes. 0, or an errno.
+static int put_draft(int dir, const char *draft, const char *name)
+{
+    int error = renameat(dir, draft, dir, name) < 0 ? errno : 0;
+
+    if (error)
+        unlinkat(dir, draft, 0);
+    return error;
+}
+
+static int symlink_at(int dir, const char *link_target, const char *name)
+{
+    char draft[32], old[PATH_MAX];
+    ssize_t length;
+
+    if (symlinkat(link_target, dir, name) == 0)
+        return 0;
+    if (errno != EEXIST)
+        return errno;
+    length = readlinkat(dir, name, old, sizeof old);
+    if (length >= 0 && (size_t)length == strlen(link_target) && !memcmp(old, link_target, (size_t)length))
+        return 0;
+    if (draft_name(draft) < 0 || symlinkat(link_target, dir, draft) < 0)
+        return errno;
+    return put_draft(dir, draft, name);
+}
+
+// treeSymlink(root, target, path): a link, in place of a file or link; one that is right already stays
+static JSValue sys_tree_symlink(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t;
+    const char *link_target, *name;
+    int dir, error;
+    JSValueConst place[] = {argv[0], argv[2]};
+
+    (void)this_val;
+    (void)argc;
+    if (target_args(ctx, place, &t))
+        return JS_EXCEPTION;
+    link_target = text_arg(ctx, argv[1]);
+    if (!link_target) {
+        target_free(ctx, &t);
+        return JS_EXCEPTION;
+    }
+    dir = open_parent(&t, &name);
+    error = dir < 0 ? errno : symlink_at(dir, link_target, name);
+    if (dir >= 0)
+        close(dir);
+    JS_FreeCString(ctx, link_target);
+    return target_done(ctx, &t, error, "symlink", JS_UNDEFINED);
+}
+
+// The bytes of a string of one character a byte, in the place of its UTF-8. Their number, or -1 where it is none.
+static ssize_t bytes_of(char *text, size_t length)
+{
+    size_t size = 0;
+
+    for (size_t i = 0; i < length; i++) {
+        unsigned char c = (unsigned char)text[i];
+
+        if (c >= 0xC4)
+            return -1; // beyond U+00FF
+        text[size++] = (char)(c < 0x80 ? c : (c & 0x03) << 6 | (text[++i] & 0x3F));
+    }
+    return (ssize_t)size;
+}
+
+static int write_at(int dir, const char *name, const char *bytes, size_t size, mode_t mode)
+{
+    char draft[32];
+    struct stat old;
+    int fd, failed, error = 0, replaces = fstatat(dir, name, &old, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(old.st_mode);
+
+    if (draft_name(draft) < 0)
+        return errno;
+    fd = openat(dir, draft, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return errno;
+    // The owner before the mode: a change of owner clears setuid and setgid.
+    failed = write_all(fd, bytes, size) < 0 || (replaces && fchown(fd, old.st_uid, old.st_gid) < 0) ||
+             fchmod(fd, replaces ? old.st_mode & 07777 : mode) < 0;
+    if (failed)
+        error = errno;
+    if (close(fd) < 0 && !error)
+        error = errno;
+    if (!error)
+        return put_draft(dir, draft, name);
+    unlinkat(dir, draft, 0);
+    return error;
+}
+
+// treeWrite(root, path, bytes, mode): a file, in place of a file or link; it keeps the owner and mode of such a file
+static JSValue sys_tree_write(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t;
+    JSRuntime *rt = JS_GetRuntime(ctx);
+    const char *text, *name;
+    char *bytes;
+    size_t length;
+    ssize_t size;
+    uint32_t mode;
+    int dir = -1, error = 0;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToUint32(ctx, &mode, argv[3]) || target_args(ctx, argv, &t))
+        return JS_EXCEPTION;
+    text = JS_ToCStringLen(ctx, &length, argv[2]);
+    if (!text) {
+        target_free(ctx, &t);
+        return JS_EXCEPTION;
+    }
+    bytes = js_malloc_rt(rt, length + 1);
+    if (!bytes) {
+        error = ENOMEM;
+    } else {
+        memcpy(bytes, text, length);
+        size = bytes_of(bytes, length);
+        if (size < 0)
+            error = EINVAL;
+        else if ((dir = open_parent(&t, &name)) < 0)
+            error = errno;
+        else
+            error = write_at(dir, name, bytes, (size_t)size, mode);
+    }
+    if (dir >= 0)
+        close(dir);
+    js_free_rt(rt, bytes);
+    JS_FreeCString(ctx, text);
+    return target_done(ctx, &t, error, "write", JS_UNDEFINED);
+}
+
+// treeMkdir(root, path, mode): one folder
+static JSValue sys_tree_mkdir(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t;
+    const char *name;
+    uint32_t mode;
+    int dir, error;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToUint32(ctx, &mode, argv[2]) || target_args(ctx, argv, &t))
+        return JS_EXCEPTION;
+    dir = open_parent(&t, &name);
+    error = dir < 0 || mkdirat(dir, name, mode) < 0 ? errno : 0;
+    if (dir >= 0)
+        close(dir);
+    return target_done(ctx, &t, error, "mkdir", JS_UNDEFINED);
+}
+
+// The file at `source` as a mount over that at `target`: read-only, without set-user-ID, devices and programs, and
+// private. It has all that before it appears. 0, or an errno.
+static int bind_fd(int source, int target)
+{
+    struct mount_attr attributes = {
+        .attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+        .propagation = MS_PRIVATE,
+    };
+    struct stat st;
+    int mount_fd, error = 0;
+
+    if (fstat(source, &st) < 0 || (S_ISREG(st.st_mode) && fstat(target, &st) < 0))
+        return errno;
+    if (!S_ISREG(st.st_mode))
+        return EINVAL;
+    mount_fd = (int)syscall(SYS_open_tree, source, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+    if (mount_fd < 0)
+        return errno;
+    if (syscall(SYS_mount_setattr, mount_fd, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0 ||
+        syscall(SYS_move_mount, mount_fd, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
+        error = errno;
+    close(mount_fd);
+    return error;
+}
+
+// treeBind(root, source, path): the file `source`, which is not beneath the root, over the file at `path`
+static JSValue sys_tree_bind(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t;
+    const char *source;
+    int source_fd, target_fd, error;
+    JSValueConst place[] = {argv[0], argv[2]};
+
+    (void)this_val;
+    (void)argc;
+    if (target_args(ctx, place, &t))
+        return JS_EXCEPTION;
+    source = text_arg(ctx, argv[1]);
+    if (!source) {
+        target_free(ctx, &t);
+        return JS_EXCEPTION;
+    }
+    source_fd = open_path(NULL, source, O_PATH, 0);
+    if (source_fd < 0) {
+        // Of the two paths this is the one that failed.
+        JSValue thrown = fail(ctx, errno, "open", source);
+
+        JS_FreeCString(ctx, source);
+        target_free(ctx, &t);
+        return thrown;
+    }
+    target_fd = open_path(t.root, t.path, O_PATH, 0);
+    error = target_fd < 0 ? errno : bind_fd(source_fd, target_fd);
+    if (target_fd >= 0)
+        close(target_fd);
+    close(source_fd);
+    JS_FreeCString(ctx, source);
+    return target_done(ctx, &t, error, "mount", JS_UNDEFINED);
+}
+
+// treeWritable(root): the descriptor of a copy of the folder's mounts, of which the uppermost can be written to. The copy
+// stands nowhere, so that nobody else sees it; it goes with its descriptor.
+static JSValue sys_tree_writable(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct mount_attr attributes = {.attr_clr = MOUNT_ATTR_RDONLY};
+    struct target t = {NULL, NULL};
+    const char *call = "open_tree";
+    int fd, error = 0;
+
+    (void)this_val;
+    (void)argc;
+    if (!(t.path = text_arg(ctx, argv[0])))
+        return JS_EXCEPTION;
+    fd = (int)syscall(SYS_open_tree, AT_FDCWD, t.path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
+    if (fd < 0) {
+        error = errno;
+    } else if (syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0) {
+        error = errno;
+        call = "mount_setattr";
+        close(fd);
+    }
+    return target_done(ctx, &t, error, call, JS_NewInt32(ctx, fd));
+}
+
+// lock(path): the descriptor of the file, which is created where it is missing, locked for us alone
+static JSValue sys_lock(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t = {NULL, NULL};
+    const char *call = "open";
+    int fd, error = 0;
+
+    (void)this_val;
+    (void)argc;
+    if (!(t.path = text_arg(ctx, argv[0])))
+        return JS_EXCEPTION;
+    fd = open_path(NULL, t.path, O_RDONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0600);
+    if (fd < 0) {
+        error = errno;
+    } else {
+        call = "flock";
+        while (!error && flock(fd, LOCK_EX) < 0)
+            if (errno != EINTR)
+                error = errno;
+        if (error)
+            close(fd);
+    }
+    return target_done(ctx, &t, error, call, JS_NewInt32(ctx, fd));
+}
+
+// unlock(fd): lets go of a lock, by closing its descriptor
+static JSValue sys_unlock(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    int32_t fd;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToInt32(ctx, &fd, argv[0]))
+        return JS_EXCEPTION;
+    return close(fd) < 0 ? fail(ctx, errno, "close", "") : JS_UNDEFINED;
+}
+
 // print(fd, text): a reader that went away is not an error
 static JSValue sys_print(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
@@ -769,6 +1156,26 @@ static JSValue sys_now(JSContext *ctx, JSValueConst this_val, int argc, JSValueC
     if (clock_gettime(CLOCK_REALTIME, &now) < 0)
         return fail(ctx, errno, "clock_gettime", "");
     return JS_NewInt64(ctx, (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000);
+}
+
+// sleep(ms)
+static JSValue sys_sleep(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct timespec left;
+    int64_t ms;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToInt64(ctx, &ms, argv[0]))
+        return JS_EXCEPTION;
+    if (ms <= 0)
+        return JS_UNDEFINED;
+    left.tv_sec = ms / 1000;
+    left.tv_nsec = ms % 1000 * 1000000;
+    while (nanosleep(&left, &left) < 0)
+        if (errno != EINTR)
+            return fail(ctx, errno, "nanosleep", "");
+    return JS_UNDEFINED;
 }
 
 // The argument vector of a program that takes over from us: `path`, then our own arguments from number `from` on, as
@@ -894,6 +1301,202 @@ static JSValue sys_run(JSContext *ctx, JSValueConst this_val, int argc, JSValueC
         return JS_NewInt32(ctx, 128 + number); // a signal that does not kill us after all (we are a PID 1)
     }
     return JS_NewInt32(ctx, WEXITSTATUS(status));
+}
+
+// The strings of a JavaScript array, behind `first` where that is not NULL, and NULL behind them. NULL with an exception
+// pending.
+static const char **string_list(JSContext *ctx, const char *first, JSValueConst array)
+{
+    const char **list;
+    int64_t length;
+    size_t n = 0;
+
+    if (JS_GetLength(ctx, array, &length))
+        return NULL;
+    list = js_mallocz(ctx, ((size_t)length + 2) * sizeof *list);
+    if (!list)
+        return NULL;
+    if (first)
+        list[n++] = first;
+    for (int64_t i = 0; i < length; i++) {
+        JSValue item = JS_GetPropertyInt64(ctx, array, i);
+
+        list[n] = JS_IsException(item) ? NULL : text_arg(ctx, item);
+        JS_FreeValue(ctx, item);
+        if (!list[n++]) {
+            for (size_t k = first ? 1 : 0; list[k]; k++)
+                JS_FreeCString(ctx, list[k]);
+            js_free(ctx, list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+// Frees the strings from number `from` on.
+static void string_list_free(JSContext *ctx, const char **list, size_t from)
+{
+    if (!list)
+        return;
+    for (size_t i = from; list[i]; i++)
+        JS_FreeCString(ctx, list[i]);
+    js_free(ctx, list);
+}
+
+static int64_t monotonic_ms(void)
+{
+    struct timespec now;
+
+    return clock_gettime(CLOCK_MONOTONIC, &now) < 0 ? 0 : (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+// The same descriptor above those of standard input, output and error, which a program may have been started without.
+static int above_standard(int fd)
+{
+    int moved;
+
+    if (fd < 0 || fd > STDERR_FILENO)
+        return fd;
+    moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    close(fd);
+    return moved;
+}
+
+// Milliseconds that a killed child may take to end. One that is stuck in a driver takes for ever.
+#define REAP_MS 200
+
+// Reads what `child` writes into the pipe until it has ended. 0, or an errno; the child has ended then, or was killed
+// with its process group. `status` is its wait status.
+static int read_child(JSRuntime *rt, pid_t child, int out, int64_t limit, int64_t timeout, struct buffer *b, int *status)
+{
+    int64_t end = monotonic_ms() + timeout;
+    int pidfd = (int)syscall(SYS_pidfd_open, child, 0), error = pidfd < 0 ? errno : 0, ended = 0;
+    struct pollfd fds[] = {{.fd = out, .events = POLLIN}, {.fd = pidfd, .events = POLLIN}};
+
+    while (!error && !ended) {
+        int64_t left = end - monotonic_ms();
+        int ready = left > 0 ? poll(fds, countof(fds), left > INT_MAX ? INT_MAX : (int)left) : 0;
+
+        if (ready < 0 && errno != EINTR) {
+            error = errno;
+        } else if (ready == 0) {
+            error = left > INT_MAX ? 0 : ETIMEDOUT;
+        } else if (ready > 0) {
+            // What it wrote before it ended is in the pipe by now, whoever else holds the other end.
+            ended = fds[1].revents != 0;
+            if (fds[0].fd >= 0) {
+                error = buffer_fill(rt, b, out, limit);
+                if (!error)
+                    fds[0].fd = -1;
+                else if (error == EAGAIN)
+                    error = 0;
+            }
+        }
+    }
+    if (error) {
+        kill(-child, SIGKILL);
+        if (pidfd >= 0)
+            poll(fds + 1, 1, REAP_MS);
+    }
+    if (waitpid(child, status, ended ? 0 : WNOHANG) < 0 && !error)
+        error = errno;
+    if (pidfd >= 0)
+        close(pidfd);
+    return error;
+}
+
+// Starts `path` with its output in a pipe, of which `out` is our end. 0, or an errno.
+static int start_child(const char *path, char *const *list, char *const *env, pid_t *child, int *out)
+{
+    int ends[2], null, pipe_in;
+    pid_t parent = getpid();
+    volatile int exec_error = 0; // written by the child, in our memory
+
+    null = above_standard(open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (null < 0)
+        return errno;
+    if (pipe2(ends, O_CLOEXEC) < 0) {
+        exec_error = errno;
+        close(null);
+        return exec_error;
+    }
+    *out = above_standard(ends[0]);
+    pipe_in = above_standard(ends[1]);
+    if (*out < 0 || pipe_in < 0 || fcntl(*out, F_SETFL, O_NONBLOCK) < 0) {
+        exec_error = errno;
+    } else {
+        *child = vfork();
+        if (*child == 0) {
+            if (setpgid(0, 0) < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent ||
+                dup2(null, STDIN_FILENO) < 0 || dup2(pipe_in, STDOUT_FILENO) < 0 || dup2(null, STDERR_FILENO) < 0) {
+                exec_error = errno ? errno : ECHILD;
+                _exit(127);
+            }
+            execve(path, list, env);
+            exec_error = errno;
+            _exit(127);
+        }
+        if (*child < 0)
+            exec_error = errno;
+        else if (exec_error)
+            waitpid(*child, NULL, 0);
+    }
+    close(null);
+    if (pipe_in >= 0)
+        close(pipe_in);
+    if (exec_error && *out >= 0)
+        close(*out);
+    return exec_error;
+}
+
+// capture(path, args, env, limit, timeoutMs): {code, out}
+static JSValue sys_capture(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t = {NULL, NULL};
+    struct sigaction by_default = {.sa_handler = SIG_DFL}, child_action;
+    JSRuntime *rt = JS_GetRuntime(ctx);
+    struct buffer text = {NULL, 0, 0};
+    int64_t limit, timeout;
+    const char **list = NULL, **env = NULL, *call = "execve";
+    pid_t child;
+    int out, status = 0, error;
+    JSValue result = JS_UNDEFINED;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToInt64(ctx, &limit, argv[3]) || JS_ToInt64(ctx, &timeout, argv[4]) || !(t.path = text_arg(ctx, argv[0])))
+        return JS_EXCEPTION;
+    if (!(list = string_list(ctx, t.path, argv[1])) || !(env = string_list(ctx, NULL, argv[2]))) {
+        string_list_free(ctx, list, 1);
+        target_free(ctx, &t);
+        return JS_EXCEPTION;
+    }
+    // An inherited "ignore" for SIGCHLD would let the kernel reap the child and lose its exit code.
+    if (sigaction(SIGCHLD, &by_default, &child_action) < 0) {
+        error = errno;
+        call = "sigaction";
+    } else {
+        error = start_child(t.path, (char *const *)list, (char *const *)env, &child, &out);
+        if (!error) {
+            call = "read";
+            error = read_child(rt, child, out, limit, timeout, &text, &status);
+            close(out);
+        }
+        sigaction(SIGCHLD, &child_action, NULL);
+    }
+    if (!error) {
+        static const char *names[] = {"code", "out"};
+        JSValue values[] = {
+            JS_NewInt32(ctx, WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status)),
+            JS_NewStringLen(ctx, text.data, text.size), // what is not UTF-8 becomes U+FFFD
+        };
+
+        result = JS_IsException(values[1]) ? JS_EXCEPTION : JS_NewObjectFromStr(ctx, countof(names), names, values);
+    }
+    js_free_rt(rt, text.data);
+    string_list_free(ctx, env, 0);
+    string_list_free(ctx, list, 1);
+    return target_done(ctx, &t, error, call, result);
 }
 
 // What follows is no system call. It is here since the interpreter is too slow for it: in TypeScript each would cost more
@@ -1063,16 +1666,27 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("stamps", 3, sys_stamps),
     JS_CFUNC_DEF("list", 2, sys_list),
     JS_CFUNC_DEF("readLink", 2, sys_read_link),
+    JS_CFUNC_DEF("realPath", 1, sys_real_path),
     JS_CFUNC_DEF("writeFile", 4, sys_write_file),
     JS_CFUNC_MAGIC_DEF("chmod", 2, sys_path_call, CALL_CHMOD),
     JS_CFUNC_MAGIC_DEF("chown", 3, sys_path_call, CALL_CHOWN),
     JS_CFUNC_MAGIC_DEF("unlink", 1, sys_path_call, CALL_UNLINK),
     JS_CFUNC_MAGIC_DEF("mkdir", 2, sys_path_call, CALL_MKDIR),
     JS_CFUNC_DEF("rename", 2, sys_rename),
+    JS_CFUNC_DEF("treeSymlink", 3, sys_tree_symlink),
+    JS_CFUNC_DEF("treeWrite", 4, sys_tree_write),
+    JS_CFUNC_DEF("treeMkdir", 3, sys_tree_mkdir),
+    JS_CFUNC_DEF("treeBind", 3, sys_tree_bind),
+    JS_CFUNC_DEF("treeWritable", 1, sys_tree_writable),
+    JS_CFUNC_DEF("lock", 1, sys_lock),
+    JS_CFUNC_DEF("unlock", 1, sys_unlock),
+    JS_CFUNC_DEF("readInput", 1, sys_read_input),
     JS_CFUNC_DEF("print", 2, sys_print),
     JS_CFUNC_DEF("getenv", 1, sys_getenv),
     JS_CFUNC_DEF("cwd", 0, sys_cwd),
     JS_CFUNC_DEF("now", 0, sys_now),
+    JS_CFUNC_DEF("sleep", 1, sys_sleep),
+    JS_CFUNC_DEF("capture", 5, sys_capture),
     JS_CFUNC_DEF("exec", 2, sys_exec),
     JS_CFUNC_DEF("run", 2, sys_run),
 };

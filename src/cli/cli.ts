@@ -1,8 +1,10 @@
-import { EXIT } from "../sys/enter.ts";
 import { quote } from "../sys/error.ts";
+import { EXIT } from "../sys/exit.ts";
 import type { Sys } from "../sys/sys.ts";
 import { VERSION } from "../sys/version.ts";
 import { cdiList, cdiShow, cdiValidate } from "./cdi.ts";
+import { doctorCommand } from "./doctor.ts";
+import { generate } from "./generate.part.ts";
 import { gpusCommand } from "./gpus.ts";
 import { COMMON, type OptionKind, type Parsed, parseOptions, UsageError } from "./options.ts";
 import { applyCommand, planCommand } from "./plan.ts";
@@ -36,12 +38,26 @@ const COMMANDS: readonly Command[] = [
   {
     words: "gpus",
     usage: "",
-    purpose: "the GPUs of this machine, with MIG devices and vGPU types",
+    purpose: "the GPUs of this machine, with MIG devices and vGPUs, and who has them",
     options: {},
     run: gpusCommand,
   },
+  {
+    words: "doctor",
+    usage: "[--engine NAME]",
+    purpose: "what is wrong with this machine, why it matters, and how to put it right; changes nothing",
+    options: { engine: "one" },
+    run: doctorCommand,
+  },
   { words: "cdi list", usage: "", purpose: "the CDI devices of this machine", options: {}, run: cdiList },
   { words: "cdi show", usage: "NAME", purpose: "one CDI device and its edits", options: {}, run: cdiShow },
+  {
+    words: "cdi generate",
+    usage: "[--output FILE|DIR|-] [--kind KIND] [--hook PATH | --no-hook] [--replace]",
+    purpose: "write the CDI specs of this machine",
+    options: { output: "one", kind: "one", hook: "one", "no-hook": "flag", replace: "flag" },
+    run: generate,
+  },
   { words: "cdi validate", usage: "FILE...", purpose: "check CDI spec files", options: {}, run: cdiValidate },
 ];
 
@@ -54,6 +70,7 @@ function help(): string {
   return (
     "Sluice hands GPUs to containers.\n\nUsage:\n" +
     line("sluice runtime ...", "be the OCI runtime, in front of runc or crun (also under the name sluice-runtime)") +
+    line("sluice cdi-hook ...", "be the hook that the CDI specs of Sluice name; nothing for people") +
     COMMANDS.map((c) => line(usageOf(c), c.purpose)).join("") +
     line("sluice version", "the version of this program") +
     "\nOptions of every command:\n" +

@@ -1,32 +1,81 @@
-/** `sluice gpus`: what this machine has. A part, since no other command reads a machine. */
+/** `sluice gpus`: what this machine has, and who has it. A part, since few commands read a machine. */
 
 import type { AmdGpu } from "../host/amd.ts";
 import { type Host, readHost } from "../host/host.ts";
 import type { IntelGpu } from "../host/intel.ts";
-import type { Unseen } from "../host/look.ts";
 import type { Node } from "../host/node.ts";
 import type { Nvidia, NvidiaGpu } from "../host/nvidia.ts";
-import type { Vfio } from "../host/vfio.ts";
-import { printable } from "../sys/error.ts";
+import type { MdevParent, VgpuFunction } from "../host/vfio.ts";
 import type { Files, Sys } from "../sys/sys.ts";
+import { capPath, type Held, readHeld, type User } from "./gpus-held.ts";
 import { table } from "./table.ts";
+import { unseenLines } from "./unseen.ts";
 
-/** Prints the machine's GPUs, MIG devices and vGPU types. What could not be read is told on standard error. */
-export function showGpus(sys: Sys, files: Files, json: boolean): void {
+/**
+ * Prints the machine's GPUs with their MIG devices and vGPUs, and who has them. What could not be seen is told on
+ * standard error.
+ *
+ * @param stateDir where this machine's receipts are; absent of another tree
+ */
+export function showGpus(sys: Sys, files: Files, json: boolean, stateDir?: string): void {
   const host = readHost(files);
+  const held = readHeld(sys, files, host, stateDir);
   if (json) {
-    sys.out(`${JSON.stringify(host, null, 2)}\n`);
-    return;
+    sys.out(`${JSON.stringify({ ...host, ...(held === undefined ? {} : { users: held.users }) }, null, 2)}\n`);
+  } else {
+    const sections = [
+      ...platform(host.platform),
+      ...nvidia(host, held),
+      ...section(`AMD, driver ${amdDriver(host)}`, amdRows(host), held),
+      ...section("Intel", intelRows(host), held),
+      ...section("Mediated devices of others", otherRows(host), held),
+    ];
+    sys.out(sections.length === 0 ? "No GPUs.\n" : sections.join("\n"));
   }
-  const sections = [
-    ...platform(host.platform),
-    ...nvidia(host.nvidia),
-    ...amd(host.amd.gpus, host.amd.driverVersion),
-    ...intel(host.intel),
-    ...virtual(host.vfio),
-  ];
-  sys.out(sections.length === 0 ? "No GPUs.\n" : sections.join("\n"));
-  for (const line of unseen(host.unseen, sys.euid)) sys.err(`sluice: ${line}\n`);
+  for (const line of unseen(host, held, sys.euid)) sys.err(`sluice: ${line}\n`);
+}
+
+/** A GPU, or what a GPU is divided into. */
+interface Row {
+  /** GPU, MODEL, UUID, ADDRESS, NUMA, NODES, STATE. */
+  readonly cells: readonly string[];
+  /** The nodes by which it is used: who has one of them has it. */
+  readonly nodes: readonly string[];
+  /** Nodes of its parts: who has one of these stands at the part. */
+  readonly parts?: readonly string[];
+}
+
+const HEADING = ["GPU", "MODEL", "UUID", "ADDRESS", "NUMA", "NODES", "STATE"];
+
+/** A heading and a table; empty where there are no rows. */
+function section(heading: string, rows: readonly Row[], held: Held | undefined): string[] {
+  if (rows.length === 0) return [];
+  if (held === undefined)
+    return [
+      `${heading}\n${table(
+        HEADING,
+        rows.map((row) => row.cells),
+      )}`,
+    ];
+  const lines = rows.flatMap(({ cells, nodes, parts = [] }) => {
+    const users = held.users
+      .filter((user) => user.nodes.some((path) => nodes.includes(path)))
+      .filter((user) => !user.nodes.some((path) => parts.includes(path)))
+      .map(userText);
+    return [[...cells, users[0] ?? "-"], ...users.slice(1).map((user) => [...HEADING.map(() => ""), user])];
+  });
+  return [`${heading}\n${table([...HEADING, "HELD BY"], lines)}`];
+}
+
+/** Of a container's processes, as many as tell what it is. */
+const PROCESSES = 3;
+
+function userText({ container, door, processes }: User): string {
+  const shown = processes.slice(0, PROCESSES).map(({ pid, name }) => `${pid} ${name}`);
+  if (processes.length > PROCESSES) shown.push(`and ${processes.length - PROCESSES} more`);
+  if (container === undefined) return shown.join(", ");
+  const by = door === undefined ? "" : ` (sluice ${door})`;
+  return `container ${container.slice(0, 12)}${by}${shown.length === 0 ? "" : `: ${shown.join(", ")}`}`;
 }
 
 function platform(name: Host["platform"]): string[] {
@@ -35,19 +84,16 @@ function platform(name: Host["platform"]): string[] {
   return [`This is ${what}, whose GPU has a driver of another kind: Sluice does not serve it yet.\n`];
 }
 
-function paths(nodes: readonly (Node | undefined)[]): string {
-  return nodes.flatMap((node) => node?.path ?? []).join(" ") || "-";
+function pathsOf(nodes: readonly (Node | undefined)[]): string[] {
+  return nodes.flatMap((node) => node?.path ?? []);
+}
+
+function listed(paths: readonly string[]): string {
+  return paths.join(" ") || "-";
 }
 
 function numa(node: number | undefined): string {
   return node === undefined ? "-" : String(node);
-}
-
-function nvidia(has: Nvidia): string[] {
-  if (has.gpus.length === 0 && has.driver === undefined) return [];
-  const rows = has.gpus.flatMap((gpu) => [gpuRow(gpu), ...migRows(gpu)]);
-  const heading = ["GPU", "MODEL", "UUID", "ADDRESS", "NUMA", "NODES", "STATE"];
-  return [`NVIDIA, ${driverOf(has)}\n${rows.length === 0 ? "" : table(heading, rows)}`];
 }
 
 function driverOf({ driverVersion, driver }: Nvidia): string {
@@ -67,100 +113,181 @@ const STATES: Readonly<Record<NvidiaGpu["state"], string>> = {
   "no-driver": "without NVIDIA's driver",
 };
 
-function gpuRow(gpu: NvidiaGpu): string[] {
+function nvidia(host: Host, held: Held | undefined): string[] {
+  const heading = `NVIDIA, ${driverOf(host.nvidia)}`;
+  if (host.nvidia.gpus.length > 0) return section(heading, nvidiaRows(host), held);
+  return host.nvidia.driver === undefined ? [] : [`${heading}\n`];
+}
+
+function nvidiaRows(host: Host): Row[] {
+  return host.nvidia.gpus.flatMap((gpu) => [gpuRow(host, gpu), ...migRows(gpu), ...virtualRows(host, gpu.address)]);
+}
+
+function gpuRow(host: Host, gpu: NvidiaGpu): Row {
   const driver = gpu.state === "no-driver" && gpu.pci?.driver !== undefined ? ` (${gpu.pci.driver} has it)` : "";
   const mig = gpu.mig === undefined ? "" : `, cut into ${gpu.mig.length} MIG devices`;
+  const own = gpu.state === "vfio" ? groupNodes(host, gpu.pci?.iommuGroup) : pathsOf([gpu.node, ...gpu.drm]);
+  return {
+    cells: [
+      gpu.index === undefined ? "-" : String(gpu.index),
+      gpu.model ?? "-",
+      gpu.uuid ?? "-",
+      gpu.address,
+      numa(gpu.pci?.numaNode),
+      listed(own),
+      `${STATES[gpu.state]}${driver}${mig}`,
+    ],
+    nodes: own,
+    // Who has a MIG device has its GPU's node too.
+    parts: (gpu.mig ?? []).map((mig) => capPath(mig.computeInstanceMinor)),
+  };
+}
+
+function migRows(gpu: NvidiaGpu): Row[] {
+  return (gpu.mig ?? []).map((mig) => ({
+    cells: [
+      `  ${gpu.index}:${mig.index}`,
+      `GPU instance ${mig.gpuInstance}, compute instance ${mig.computeInstance}`,
+      mig.uuid ?? "-",
+      "",
+      "",
+      listed([mig.gpuInstanceMinor, mig.computeInstanceMinor].map(capPath)),
+      "MIG device",
+    ],
+    // Of the two, the GPU instance's node is that of all its compute instances.
+    nodes: [capPath(mig.computeInstanceMinor)],
+  }));
+}
+
+function amdDriver({ amd }: Host): string {
+  return amd.driverVersion === undefined ? "amdgpu" : `amdgpu ${amd.driverVersion}`;
+}
+
+function amdRows(host: Host): Row[] {
+  return host.amd.gpus.flatMap((gpu) => [
+    ...gpu.devices.map((device) => ({
+      cells: [
+        String(device.index),
+        gpu.pci.device.toString(16).padStart(4, "0"),
+        gpu.uniqueId ?? "-",
+        gpu.pci.address,
+        numa(gpu.pci.numaNode),
+        listed(pathsOf(device.drm)),
+        partition(gpu, device.partition),
+      ],
+      nodes: pathsOf(device.drm),
+    })),
+    ...virtualRows(host, gpu.pci.address),
+  ]);
+}
+
+function partition({ computePartition, memoryPartition }: AmdGpu, number: number | undefined): string {
+  return number === undefined ? "whole" : `partition ${number} (${computePartition ?? "?"}, ${memoryPartition ?? "?"})`;
+}
+
+function intelRows(host: Host): Row[] {
+  return host.intel.flatMap(({ index, pci, drm }: IntelGpu) => [
+    {
+      cells: [
+        String(index),
+        pci.device.toString(16).padStart(4, "0"),
+        "-",
+        pci.address,
+        numa(pci.numaNode),
+        listed(pathsOf(drm)),
+        `driver ${pci.driver ?? "-"}`,
+      ],
+      nodes: pathsOf(drm),
+    },
+    ...virtualRows(host, pci.address),
+  ]);
+}
+
+function groupNodes(host: Host, group: string | undefined): string[] {
+  return group === undefined ? [] : pathsOf(host.vfio.groups).filter((path) => path === `/dev/vfio/${group}`);
+}
+
+/** What can be made of a card for virtual machines, and what has been made of it. */
+function virtualRows(host: Host, address: string): Row[] {
+  const { mdevParents, vgpuFunctions } = host.vfio;
   return [
-    gpu.index === undefined ? "-" : String(gpu.index),
-    gpu.model ?? "-",
-    gpu.uuid ?? "-",
-    gpu.address,
-    numa(gpu.pci?.numaNode),
-    paths([gpu.node, ...gpu.drm]),
-    `${STATES[gpu.state]}${driver}${mig}`,
+    ...mdevRows(
+      host,
+      mdevParents.filter((parent) => (parent.physicalFunction ?? parent.name) === address),
+    ),
+    ...functionRows(
+      host,
+      vgpuFunctions.filter((one) => one.physicalFunction === address),
+    ),
   ];
 }
 
-function migRows(gpu: NvidiaGpu): string[][] {
-  return (gpu.mig ?? []).map((mig) => [
-    `  ${gpu.index}:${mig.index}`,
-    `GPU instance ${mig.gpuInstance}, compute instance ${mig.computeInstance}`,
-    "-",
-    "",
-    "",
-    [mig.gpuInstanceMinor, mig.computeInstanceMinor].map((minor) => `/dev/nvidia-caps/nvidia-cap${minor}`).join(" "),
-    "",
+/** Of a card in virtual functions each has its types: what counts is how many there are of a type. */
+function mdevRows(host: Host, parents: readonly MdevParent[]): Row[] {
+  const types = new Map<string, { name: string; available: number }>();
+  for (const { id, name, available } of parents.flatMap((parent) => parent.types)) {
+    const known = types.get(id);
+    if (known !== undefined) known.available += available;
+    else types.set(id, { name, available });
+  }
+  const made = host.vfio.mdevs.filter((mdev) => parents.some(({ name }) => name === mdev.parent));
+  return [
+    ...made.map(({ uuid, type, parent = "-", iommuGroup }): Row => {
+      const nodes = groupNodes(host, iommuGroup);
+      const what = type === undefined ? "-" : (types.get(type)?.name ?? type);
+      return { cells: ["  mdev", what, uuid, parent, "", listed(nodes), "made"], nodes };
+    }),
+    ...[...types].map(
+      ([id, { name, available }]): Row => ({
+        cells: ["  mdev type", name, id, "", "", "-", `${available} available`],
+        nodes: [],
+      }),
+    ),
+  ];
+}
+
+function functionRows(host: Host, functions: readonly VgpuFunction[]): Row[] {
+  const used = functions.filter(({ currentType }) => currentType !== 0);
+  const free = new Map<string, VgpuFunction[]>();
+  for (const one of functions) {
+    if (one.currentType !== 0) continue;
+    const could = one.creatable.map(({ name }) => name).join(", ");
+    free.set(could, [...(free.get(could) ?? []), one]);
+  }
+  return [
+    ...used.map((one): Row => {
+      const nodes = groupNodes(host, one.iommuGroup);
+      const what = `vGPU of type ${one.currentType}`;
+      return { cells: ["  vGPU", what, "-", one.address, "", listed(nodes), "made"], nodes };
+    }),
+    // Dozens of functions could be the same.
+    ...[...free].map(([could, [first, ...rest]]): Row => {
+      const address = `${first?.address}${rest.length === 0 ? "" : ` and ${rest.length} more`}`;
+      const state = could === "" ? "no vGPU, and none can be made now" : `no vGPU; could be ${could}`;
+      return { cells: ["  function", "-", "-", address, "", "-", state], nodes: [] };
+    }),
+  ];
+}
+
+/** Mediated devices of what is no GPU that we know. */
+function otherRows(host: Host): Row[] {
+  const known = new Set([
+    ...host.nvidia.gpus.map((gpu) => gpu.address),
+    ...host.amd.gpus.map((gpu) => gpu.pci.address),
+    ...host.intel.map((gpu) => gpu.pci.address),
+  ]);
+  const parents = host.vfio.mdevParents.filter((parent) => !known.has(parent.physicalFunction ?? parent.name));
+  return [...new Set(parents.map((parent) => parent.physicalFunction ?? parent.name))].flatMap((card) => [
+    { cells: ["-", "-", "-", card, "", "-", ""], nodes: [] },
+    ...mdevRows(
+      host,
+      parents.filter((parent) => (parent.physicalFunction ?? parent.name) === card),
+    ),
   ]);
 }
 
-function amd(gpus: readonly AmdGpu[], version: string | undefined): string[] {
-  if (gpus.length === 0) return [];
-  const rows = gpus.flatMap(({ pci, devices, computePartition, memoryPartition }) =>
-    devices.map((device) => [
-      String(device.index),
-      pci.address,
-      numa(pci.numaNode),
-      device.partition === undefined
-        ? "-"
-        : `${device.partition} (${computePartition ?? "?"}, ${memoryPartition ?? "?"})`,
-      paths(device.drm),
-    ]),
-  );
-  const driver = version === undefined ? "amdgpu" : `amdgpu ${version}`;
-  return [`AMD, driver ${driver}\n${table(["GPU", "ADDRESS", "NUMA", "PARTITION", "NODES"], rows)}`];
-}
-
-function intel(gpus: readonly IntelGpu[]): string[] {
-  if (gpus.length === 0) return [];
-  const rows = gpus.map(({ index, pci, drm }) => [
-    String(index),
-    pci.device.toString(16).padStart(4, "0"),
-    pci.address,
-    numa(pci.numaNode),
-    pci.driver ?? "-",
-    paths(drm),
-  ]);
-  return [`Intel\n${table(["GPU", "DEVICE", "ADDRESS", "NUMA", "DRIVER", "NODES"], rows)}`];
-}
-
-function virtual({ mdevParents, mdevs, vgpuFunctions }: Vfio): string[] {
-  const sections: string[] = [];
-  // Of a card in virtual functions each has its types: what counts is how many there are of a type.
-  const types = new Map<string, { row: string[]; available: number }>();
-  for (const parent of mdevParents) {
-    const card = parent.physicalFunction ?? parent.name;
-    for (const { id, name, available } of parent.types) {
-      const known = types.get(`${card} ${id}`);
-      if (known !== undefined) known.available += available;
-      else types.set(`${card} ${id}`, { row: [card, name, id], available });
-    }
-  }
-  if (types.size > 0) {
-    const rows = [...types.values()].map(({ row, available }) => [...row, String(available)]);
-    sections.push(`Mediated devices\n${table(["PARENT", "TYPE", "ID", "AVAILABLE"], rows)}`);
-  }
-  const made = mdevs.map((one) => [one.uuid, one.type ?? "-", one.iommuGroup ?? "-"]);
-  if (made.length > 0) sections.push(`Made of them\n${table(["UUID", "TYPE", "IOMMU GROUP"], made)}`);
-
-  const functions = vgpuFunctions.map((one) => [
-    one.address,
-    one.physicalFunction,
-    one.currentType === 0 ? "-" : String(one.currentType),
-    one.creatable.map((type) => type.name).join(", ") || "-",
-  ]);
-  if (functions.length > 0) {
-    sections.push(`vGPU functions\n${table(["FUNCTION", "OF", "TYPE", "COULD BE"], functions)}`);
-  }
-  return sections;
-}
-
-/** As many as help; the rest are of the same cause, mostly. */
-const SHOWN = 5;
-
-function unseen(all: readonly Unseen[], euid: number): string[] {
-  const lines = all.slice(0, SHOWN).map(({ path, reason }) => `not seen: ${printable(path)} (${reason})`);
-  if (all.length > SHOWN) lines.push(`not seen: ${all.length - SHOWN} more (--json has them)`);
-  const denied = all.some(({ reason }) => reason === "EACCES" || reason === "EPERM");
-  if (denied && euid !== 0) lines.push("run it as root to see all");
-  return lines;
+function unseen(host: Host, held: Held | undefined, euid: number): string[] {
+  const lines = unseenLines(host.unseen, euid);
+  if (held?.unseen === undefined) return lines;
+  return [`not seen: what others hold (${held.unseen}); run it as root to see all`, ...lines];
 }

@@ -3,6 +3,11 @@ import { quote, SluiceError } from "../sys/error.ts";
 /** A command line that cannot be understood: exit code 2. */
 export class UsageError extends Error {
   override readonly name = "UsageError";
+
+  /** By shape, as for `SluiceError`. */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    return (value as UsageError | undefined)?.name === "UsageError";
+  }
 }
 
 /** How an option is given: `flag` has no value, `one` has one, `many` may be repeated. */

@@ -10,6 +10,8 @@ export interface DriverLibrary {
   /** The name that programs load it by. */
   readonly soname: string;
   readonly bits: 32 | 64;
+  /** As ELF numbers them (`e_machine`): 62 is x86-64, 3 is i386, 183 is AArch64. */
+  readonly machine: number;
   readonly capability: Capability;
 }
 
@@ -172,7 +174,7 @@ function librariesIn(look: Look, folder: string, version: string): DriverLibrary
       return [];
     }
     const capability = elf.bits === 32 ? "compat32" : (CAPABILITY_OF.get(stem) ?? "graphics");
-    return [{ path, soname: elf.soname ?? name, bits: elf.bits, capability }];
+    return [{ path, soname: elf.soname ?? name, bits: elf.bits, machine: elf.machine, capability }];
   });
 }
 

@@ -20,6 +20,18 @@ const PT_DYNAMIC = 2;
 const DT_STRTAB = 5;
 const DT_SONAME = 14;
 
+/** What an ELF file's first bytes say; `undefined` where it is no little-endian one. */
+export function readElfHeader(files: Files, path: string): Pick<Elf, "bits" | "machine"> | undefined {
+  try {
+    const header = files.readBytes(path, 0, 20);
+    if (header.length < 20 || !header.startsWith("\x7fELF") || header.charCodeAt(5) !== 1) return undefined;
+    return { bits: header.charCodeAt(4) === 2 ? 64 : 32, machine: number(header, 18, 2) };
+  } catch (thrown) {
+    if (thrown instanceof OsError) return undefined;
+    throw thrown;
+  }
+}
+
 /** Reads some hundred bytes of a file that may be anything. `undefined` where it is no little-endian ELF file. */
 export function readElf(files: Files, path: string): Elf | undefined {
   try {

@@ -18,13 +18,16 @@ export interface Host {
   readonly unseen: readonly Unseen[];
 }
 
-/** @param files the machine's own, or another tree's (`--root`), which may be hostile */
-export function readHost(files: Files): Host {
+/**
+ * @param files the machine's own, or another tree's (`--root`), which may be hostile
+ * @param smi what `nvidia-smi -L` prints there, for the UUIDs of MIG devices
+ */
+export function readHost(files: Files, smi?: string): Host {
   const look = new Look(files);
   const functions = readGpuFunctions(look);
   return {
     platform: platformOf(look),
-    nvidia: readNvidia(look, functions),
+    nvidia: readNvidia(look, functions, smi),
     amd: readAmd(look, functions),
     intel: readIntel(look, functions),
     vfio: readVfio(look, functions),

@@ -12,23 +12,28 @@ export interface MigDevice {
   /** Minors of `/dev/nvidia-caps/nvidia-cap<minor>`. */
   readonly gpuInstanceMinor: number;
   readonly computeInstanceMinor: number;
+  /** No file tells it: absent where `nvidia-smi` was not asked, or does not know it. */
+  readonly uuid?: string;
 }
 
 const CAPABILITIES = "/proc/driver/nvidia/capabilities";
 const MINORS = "/proc/driver/nvidia-caps/mig-minors";
 
-/** The driver's own table of minors, by the place of the capability: `gpu0/gi1/ci0/access`. */
-export function readMigMinors(look: Look): Map<string, number> {
-  const minors = new Map<string, number>();
-  const text = look.text(MINORS);
-  if (text === undefined) return minors;
-  for (const line of text.split("\n")) {
-    const match = /^(config|monitor|gpu\d{1,4}\/gi\d{1,4}\/(?:ci\d{1,4}\/)?access) (\d{1,9})$/.exec(line);
-    if (match === null) look.note(MINORS, "it has lines of another form");
-    else minors.set(match[1] as string, Number(match[2]));
-    if (match === null) break;
-  }
-  return minors;
+/** The driver's own table of minors, by the place of the capability: `gpu0/gi1/ci0/access`, `config`. */
+export type MigMinors = (place: string) => number | undefined;
+
+/** The table has thousands of lines, for any GPU that there could be: it is searched, not taken apart. */
+export function readMigMinors(look: Look): MigMinors {
+  const text = `\n${look.text(MINORS) ?? ""}\n`;
+  return (place) => {
+    const at = text.indexOf(`\n${place} `);
+    if (at < 0) return undefined;
+    const start = at + place.length + 2;
+    const minor = text.slice(start, text.indexOf("\n", start));
+    if (/^\d{1,9}$/.test(minor)) return Number(minor);
+    look.note(MINORS, `it tells no number of ${place}`);
+    return undefined;
+  };
 }
 
 /**
@@ -38,7 +43,9 @@ export function readMigMinors(look: Look): Map<string, number> {
 export function readMigDevices(
   look: Look,
   gpuMinor: number,
-  minors: ReadonlyMap<string, number>,
+  minors: MigMinors,
+  gpuIndex: number,
+  uuids: ReadonlyMap<string, string>,
 ): MigDevice[] | undefined {
   const found: MigDevice[] = [];
   const gpu = `${CAPABILITIES}/gpu${gpuMinor}/mig`;
@@ -49,10 +56,33 @@ export function readMigDevices(
       const gpuInstanceMinor = minorOf(look, `gpu${gpuMinor}`, gi, minors);
       const computeInstanceMinor = minorOf(look, `gpu${gpuMinor}`, `${gi}/${ci}`, minors);
       if (gpuInstanceMinor === undefined || computeInstanceMinor === undefined) continue;
-      found.push({ index: found.length, gpuInstance, computeInstance, gpuInstanceMinor, computeInstanceMinor });
+      const index = found.length;
+      const uuid = uuids.get(`${gpuIndex}:${index}`);
+      found.push({
+        index,
+        gpuInstance,
+        computeInstance,
+        gpuInstanceMinor,
+        computeInstanceMinor,
+        ...(uuid === undefined ? {} : { uuid }),
+      });
     }
   }
   return found;
+}
+
+/** The UUIDs of MIG devices, by `<GPU>:<device>`, from what `nvidia-smi -L` prints. Lines of other forms are passed over. */
+export function readMigUuids(smi: string): Map<string, string> {
+  const uuids = new Map<string, string>();
+  let gpu: string | undefined;
+  for (const line of smi.split("\n")) {
+    const index = /^GPU (\d{1,4}):/.exec(line)?.[1];
+    if (index !== undefined) gpu = index;
+    else if (line !== "" && !line.startsWith(" ")) gpu = undefined;
+    const mig = /^ +MIG .* Device +(\d{1,4}): \(UUID: (MIG-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\)$/.exec(line);
+    if (mig !== null && gpu !== undefined) uuids.set(`${gpu}:${mig[1]}`, mig[2] as string);
+  }
+  return uuids;
 }
 
 function instances(look: Look, folder: string, prefix: string): [name: string, id: number][] {
@@ -63,10 +93,10 @@ function instances(look: Look, folder: string, prefix: string): [name: string, i
 }
 
 /** The capability's own file says it; the driver's table says it for those that are not there too. */
-function minorOf(look: Look, gpu: string, place: string, minors: ReadonlyMap<string, number>): number | undefined {
+function minorOf(look: Look, gpu: string, place: string, minors: MigMinors): number | undefined {
   const file = `${CAPABILITIES}/${gpu}/mig/${place}/access`;
   const told = /^DeviceFileMinor: (\d{1,9})$/m.exec(look.text(file) ?? "")?.[1];
-  const minor = told === undefined ? minors.get(`${gpu}/${place}/access`) : Number(told);
+  const minor = told === undefined ? minors(`${gpu}/${place}/access`) : Number(told);
   if (minor === undefined) look.note(file, "it does not tell its device's minor, nor does mig-minors");
   return minor;
 }

@@ -6,12 +6,17 @@ export interface Node {
   readonly path: string;
   readonly major: number;
   readonly minor: number;
+  /** Owner and group, which decide who may open it, where they are not root's. */
+  readonly uid?: number;
+  readonly gid?: number;
 }
 
 /** The node at a path, where one is. */
 export function nodeAt(look: Look, path: string): Node | undefined {
   const stat: Stat | undefined = look.stat(path);
-  return stat?.kind === "char" ? { path, major: stat.major, minor: stat.minor } : undefined;
+  if (stat?.kind !== "char") return undefined;
+  const { major, minor, uid, gid } = stat;
+  return { path, major, minor, ...(uid === 0 ? {} : { uid }), ...(gid === 0 ? {} : { gid }) };
 }
 
 /** The nodes of a folder whose names have a form. */

@@ -1,6 +1,7 @@
 import { type Driver, readDriver } from "./driver.ts";
+import { PROC, readDriverVersion } from "./driver-version.ts";
 import type { Look } from "./look.ts";
-import { type MigDevice, readMigDevices, readMigMinors } from "./mig.ts";
+import { type MigDevice, type MigMinors, readMigDevices, readMigMinors, readMigUuids } from "./mig.ts";
 import { type Node, nodeAt, nodesIn, readMajors } from "./node.ts";
 import { ADDRESS, type PciDevice, pciFolder } from "./pci.ts";
 
@@ -59,28 +60,49 @@ export interface Nvidia {
   readonly mofed: readonly Node[];
   /** Sockets of the persistence daemon and of the fabric manager. */
   readonly sockets: readonly string[];
-  /** Majors that the kernel gives out anew at each boot; absent where the driver is not there. */
+  /** Of the GPUs' nodes and the control nodes; absent where the driver is not there. */
+  readonly major?: number;
+  /** Majors that the kernel gives out anew at each boot. */
+  readonly uvmMajor?: number;
   readonly capsMajor?: number;
   readonly imexMajor?: number;
+  readonly hasModeset: boolean;
+  /** Minors of the capability nodes of MIG's administration. */
+  readonly migConfigMinor?: number;
+  readonly migMonitorMinor?: number;
+  /**
+   * The driver's settings as its own libraries read them, but for one: with `ModifyDeviceFiles: 1` they make the nodes of
+   * GPUs that are not there, which in a container are those that it was not given.
+   */
+  readonly params?: string;
 }
 
-const PROC = "/proc/driver/nvidia";
-
-/** Everything of NVIDIA's on a machine with its own driver; Tegra and WSL are not of this kind. */
-export function readNvidia(look: Look, functions: readonly PciDevice[]): Nvidia {
+/**
+ * Everything of NVIDIA's on a machine with its own driver; Tegra and WSL are not of this kind.
+ *
+ * @param smi what `nvidia-smi -L` prints there
+ */
+export function readNvidia(look: Look, functions: readonly PciDevice[], smi?: string): Nvidia {
   const majors = readMajors(look);
   const driverVersion = readDriverVersion(look);
   const driver = readDriver(look, driverVersion);
+  // The module's own name for its nodes has changed with the kernel's.
+  const major = majors.get("nvidia") ?? majors.get("nvidia-frontend");
+  const uvmMajor = majors.get("nvidia-uvm");
   const capsMajor = majors.get("nvidia-caps");
   const imexMajor = majors.get("nvidia-caps-imex-channels");
+  const minors = readMigMinors(look);
+  const [migConfigMinor, migMonitorMinor] = [minors("config"), minors("monitor")];
+  const params = look.text(`${PROC}/params`);
   return {
     ...(driverVersion === undefined ? {} : { driverVersion }),
     ...(driver === undefined ? {} : { driver }),
     gpus: readGpus(
       look,
       functions.filter((one) => one.vendor === NVIDIA_VENDOR && one.physicalFunction === undefined),
-      // The module's own name for its nodes has changed with the kernel's.
-      majors.get("nvidia") ?? majors.get("nvidia-frontend"),
+      major,
+      minors,
+      smi === undefined ? new Map() : readMigUuids(smi),
     ),
     control: ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"].flatMap(
       (name) => nodeAt(look, `/dev/${name}`) ?? [],
@@ -93,22 +115,18 @@ export function readNvidia(look: Look, functions: readonly PciDevice[]): Nvidia 
     sockets: ["/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket"].filter(
       (path) => look.stat(path)?.kind === "socket",
     ),
+    ...(major === undefined ? {} : { major }),
+    ...(uvmMajor === undefined ? {} : { uvmMajor }),
     ...(capsMajor === undefined ? {} : { capsMajor }),
     ...(imexMajor === undefined ? {} : { imexMajor }),
+    hasModeset: look.stat("/sys/module/nvidia_modeset") !== undefined,
+    ...(migConfigMinor === undefined ? {} : { migConfigMinor }),
+    ...(migMonitorMinor === undefined ? {} : { migMonitorMinor }),
+    ...(params === undefined
+      ? {}
+      : { params: `${params.replace(/^ModifyDeviceFiles: .*$/m, "ModifyDeviceFiles: 0")}\n` }),
   };
 }
-
-/** The open and the closed module say it in different words, and sysfs has it of both. */
-function readDriverVersion(look: Look): string | undefined {
-  const module = look.text("/sys/module/nvidia/version");
-  if (module !== undefined && VERSION.test(module)) return module;
-  const line = /^NVRM version: .*?(?:Module|x86_64|aarch64)\s+(\d[\d.]*)\s/m.exec(
-    look.text(`${PROC}/version`) ?? "",
-  )?.[1];
-  return line !== undefined && VERSION.test(line) ? line : undefined;
-}
-
-const VERSION = /^\d{2,4}(?:\.\d{1,4}){1,3}$/;
 
 /** What the driver tells of a GPU in `gpus/<address>/information`, a line each of `Name: value`. */
 interface Information {
@@ -136,11 +154,16 @@ function readInformation(look: Look, address: string): Information {
   };
 }
 
-function readGpus(look: Look, functions: readonly PciDevice[], major: number | undefined): NvidiaGpu[] {
+function readGpus(
+  look: Look,
+  functions: readonly PciDevice[],
+  major: number | undefined,
+  minors: MigMinors,
+  migUuids: ReadonlyMap<string, string>,
+): NvidiaGpu[] {
   const ofDriver = look.names(`${PROC}/gpus`).filter((name) => ADDRESS.test(name));
   const onBus = new Map(functions.map((one) => [one.address, one]));
   const addresses = [...new Set([...ofDriver, ...onBus.keys()])].sort();
-  const minors = readMigMinors(look);
   const taken = new Set<number>();
   return addresses.map((address) => {
     const pci = onBus.get(address);
@@ -163,7 +186,7 @@ function readGpus(look: Look, functions: readonly PciDevice[], major: number | u
         : node === undefined
           ? "no-node"
           : "usable";
-    const mig = minor === undefined ? undefined : readMigDevices(look, minor, minors);
+    const mig = minor === undefined ? undefined : readMigDevices(look, minor, minors, index, migUuids);
     return {
       address,
       state,

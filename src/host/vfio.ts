@@ -22,6 +22,8 @@ export interface MdevParent {
 /** A mediated device that has been made. */
 export interface Mdev {
   readonly uuid: string;
+  /** The name of the parent that it was made of. */
+  readonly parent?: string;
   readonly type?: string;
   readonly iommuGroup?: string;
 }
@@ -76,8 +78,11 @@ function readMdev(look: Look, uuid: string): Mdev {
   const folder = `/sys/bus/mdev/devices/${uuid}`;
   const type = look.linkName(`${folder}/mdev_type`);
   const iommuGroup = look.linkName(`${folder}/iommu_group`);
+  // The device's folder lies in its parent's.
+  const parent = look.link(folder)?.split("/").at(-2);
   return {
     uuid,
+    ...(parent === undefined ? {} : { parent }),
     ...(type === undefined ? {} : { type }),
     ...(iommuGroup === undefined ? {} : { iommuGroup }),
   };

@@ -1,5 +1,7 @@
 import { openRegistry, type Registry } from "../cdi/registry.ts";
 import { openIndex } from "../cdi/spec-index.ts";
+import { readDriverVersion } from "../host/driver-version.ts";
+import { Look } from "../host/look.ts";
 import { applyEdits, hasUserNamespace } from "../oci/apply.ts";
 import { type Bundle, writeConfig } from "../oci/bundle.ts";
 import { patchJson } from "../oci/lossless.ts";
@@ -8,8 +10,10 @@ import { withoutPresent } from "../oci/present.ts";
 import type { Config } from "../oci/spec.ts";
 import { grantRequest } from "../policy/grant.ts";
 import { type ExtraRequest, isEmpty, readRequest } from "../request/request.ts";
+import { checkRequirements } from "../request/requirements.ts";
 import { quote, SluiceError } from "../sys/error.ts";
 import { BUILD } from "../sys/version.ts";
+import { planFromFreshSpecs } from "./fresh.ts";
 import { KeptPlans } from "./kept-plans.ts";
 import type { Machine } from "./machine.ts";
 import { makePlan, type Plan } from "./plan.ts";
@@ -28,8 +32,13 @@ export function planFor(machine: Machine, config: Config, extra?: ExtraRequest):
   const request = readRequest(config, machine.settings.cdi.defaultKind, extra);
   if (isEmpty(request)) return undefined;
   const grant = grantRequest(request, machine.settings);
+  if (request.requirements !== undefined) {
+    checkRequirements(request.requirements, readDriverVersion(new Look(machine.host)));
+  }
   const kept = machine.cached ? new KeptPlans(machine.sys, machine.stateDir) : undefined;
-  return makePlan(grant, openMachineRegistry(machine), machine.host, machine.sys.sha256, kept);
+  return planFromFreshSpecs(machine, grant, () =>
+    makePlan(grant, openMachineRegistry(machine), machine.host, machine.sys.sha256, kept),
+  );
 }
 
 /** config.json as it is with the plan: its edits applied, those already there not twice, and the stamp. */

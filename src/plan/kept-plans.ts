@@ -29,6 +29,7 @@ export interface Rendered {
 /** The head of what is kept. */
 interface Head {
   readonly digest: string;
+  readonly specs: readonly string[];
   /** Without mounts; device nodes as the spec has them. */
   readonly edits: readonly ContainerEdits[];
   /** The device nodes as they were resolved. */
@@ -88,6 +89,7 @@ export class KeptPlans {
         return (JSON.parse(text) as Pick<Plan, "edits">).edits;
       },
       text,
+      specs: kept.specs,
       rendered: { edits, mounts },
     };
   }
@@ -98,6 +100,7 @@ export class KeptPlans {
     if (mounts.some((mount) => SEPARATOR.test(mount.containerPath))) return;
     const head: Head = {
       digest: plan.digest,
+      specs: plan.specs,
       edits: unresolved.map(({ mounts: _, ...rest }) => rest),
       nodes: plan.edits.flatMap(({ edits }) => edits.deviceNodes ?? []),
     };
@@ -119,7 +122,10 @@ export class KeptPlans {
 function parse(text: string): Head | undefined {
   try {
     const head = JSON.parse(text) as Partial<Head> | null;
-    return Array.isArray(head?.edits) && Array.isArray(head.nodes) && head.digest !== undefined
+    return Array.isArray(head?.edits) &&
+      Array.isArray(head.nodes) &&
+      Array.isArray(head.specs) &&
+      head.digest !== undefined
       ? (head as Head)
       : undefined;
   } catch {

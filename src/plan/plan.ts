@@ -1,9 +1,11 @@
 import { collectEdits, resolveDeviceNodes } from "../cdi/edits.ts";
 import type { Registry } from "../cdi/registry.ts";
 import type { ContainerEdits } from "../cdi/spec.ts";
+import { type Origin, readOrigin } from "../host/origin.ts";
 import type { Grant } from "../policy/grant.ts";
 import { SluiceError } from "../sys/error.ts";
 import type { Files, Sys } from "../sys/sys.ts";
+import { forCapabilities } from "./capabilities.ts";
 import type { KeptPlans, Rendered } from "./kept-plans.ts";
 
 /** CDI edits that belong together, with the reason why they are made and where they come from. */
@@ -37,6 +39,8 @@ export interface Plan {
   readonly edits: readonly PlannedEdit[];
   /** `devices` and `edits` as JSON: `{"devices":[...],"edits":[...]}`. */
   readonly text: string;
+  /** The spec files that it is made from. */
+  readonly specs: readonly string[];
   /** The edits once more, ready to be written, where an earlier start has made the plan. */
   readonly rendered?: Rendered;
 }
@@ -56,6 +60,7 @@ export function makePlan(grant: Grant, registry: Registry, host: Files, sha256: 
   const fromOf = new Map(grant.devices.map((device) => [device.name, device.from]));
   const edits: PlannedEdit[] = [];
   const unresolved: ContainerEdits[] = [];
+  const narrow = narrowing(grant, host);
   for (const { kind, from } of grant.driver) {
     const specs = registry.specsOfKind(kind);
     if (specs.length === 0) {
@@ -67,28 +72,50 @@ export function makePlan(grant: Grant, registry: Registry, host: Files, sha256: 
     }
     for (const { path, spec } of specs) {
       if (spec.containerEdits === undefined) continue;
-      const reason = `driver files of ${kind} without a device, asked for by ${from}`;
-      edits.push({ reason, source: { spec: path }, edits: resolved(spec.containerEdits, host) });
-      unresolved.push(spec.containerEdits);
+      const own = narrow(path, spec.containerEdits);
+      const reason = `driver files of ${kind} without a device, asked for by ${from}${own.note}`;
+      edits.push({ reason, source: { spec: path }, edits: resolved(own.edits, host) });
+      unresolved.push(own.edits);
     }
   }
-  for (const { edits: own, source } of collectEdits(found)) {
+  for (const { edits: all, source } of collectEdits(found)) {
+    const { edits: own, note } = narrow(source.path, all);
     const name = `${source.kind}=${source.device}`;
     const reason =
       source.device === undefined
         ? `common edits of ${source.kind}, which its devices need`
         : `device ${name}, asked for by ${fromOf.get(name)}`;
     edits.push({
-      reason,
+      reason: reason + note,
       source: { spec: source.path, ...(source.device === undefined ? {} : { device: source.device }) },
       edits: resolved(own, host),
     });
     unresolved.push(own);
   }
   const text = JSON.stringify({ devices: grant.devices, edits });
-  const plan = { digest: sha256(text), devices: grant.devices, edits, text };
+  const specs = [...new Set(edits.map(({ source }) => source.spec))];
+  const plan = { digest: sha256(text), devices: grant.devices, edits, text, specs };
   if (state !== undefined) kept?.keep(grant, state, plan, unresolved);
   return plan;
+}
+
+/**
+ * What of a spec's edits belongs to the driver's capabilities that were granted, and a note for the reason, where that
+ * is less than all. Only specs of our own say what belongs to which; others are given whole.
+ */
+function narrowing(
+  { capabilities }: Grant,
+  host: Files,
+): (spec: string, edits: ContainerEdits) => { readonly edits: ContainerEdits; readonly note: string } {
+  if (capabilities === undefined) return (_, edits) => ({ edits, note: "" });
+  const wanted = new Set(capabilities.names);
+  const tags = new Map<string, Origin["capabilities"]>();
+  return (spec, all) => {
+    const known = tags.get(spec) ?? readOrigin(host, spec)?.capabilities ?? {};
+    tags.set(spec, known);
+    const { edits, without } = forCapabilities(all, known, wanted);
+    return { edits, note: without.length === 0 ? "" : `, without ${without.join(", ")} (${capabilities.from})` };
+  };
 }
 
 function resolved(edits: ContainerEdits, host: Files): ContainerEdits {

@@ -7,7 +7,7 @@ import type { Plan } from "./plan.ts";
  * What was given to one container, kept while it lives in `<state>/receipts/<id>.json`: mode 0600 in a folder 0700, so
  * that only we (root, or the rootless user) can have written it. A container's stamp is worth nothing without it.
  */
-export interface Receipt extends Omit<Plan, "text"> {
+export interface Receipt extends Omit<Plan, "text" | "specs"> {
   readonly version: 1;
   readonly id: string;
   /** Which door acted. */
@@ -56,6 +56,14 @@ export class Receipts {
       return text;
     });
     return receipt !== undefined && receipt.digest === this.#sys.sha256(plan) ? receipt : undefined;
+  }
+
+  /**
+   * The containers that have a receipt, by id, in the order of the bytes.
+   * @throws OsError where the folder cannot be read
+   */
+  ids(): string[] {
+    return (this.#sys.list(this.#dir) ?? []).flatMap(({ name }) => /^([^.].*)\.json$/.exec(name)?.[1] ?? []);
   }
 
   /** @param part the JSON to parse, of the file's text */

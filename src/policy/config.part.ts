@@ -1,4 +1,4 @@
-import "./no-date.ts";
+import "../sys/no-date.ts";
 import { parse } from "smol-toml";
 import { quote } from "../sys/error.ts";
 import type { ConfigFault, ConfigFile } from "./config.ts";

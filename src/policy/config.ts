@@ -1,3 +1,4 @@
+import type { FeatureName } from "../request/features.ts";
 import { isSettled, readCache, writeCache } from "../sys/cache.ts";
 import { OsError, SluiceError } from "../sys/error.ts";
 import type { Files, Stat, Sys } from "../sys/sys.ts";
@@ -19,7 +20,11 @@ export interface Settings {
     /** `vendor/class` of the devices that NVIDIA_VISIBLE_DEVICES names by index or UUID. */
     readonly defaultKind: string;
   };
-  readonly policy: { readonly trust: "engine" | "allocated" };
+  readonly policy: {
+    readonly trust: "engine" | "allocated";
+    /** What beyond GPUs a container may have (request/features.ts). */
+    readonly features: readonly FeatureName[];
+  };
   readonly share: { readonly defaultMode: ShareMode };
 }
 
@@ -27,7 +32,7 @@ export interface Settings {
 export interface ConfigFile {
   readonly runtime?: { readonly runtimes?: string[] };
   readonly cdi?: { readonly spec_dirs?: string[]; readonly default_kind?: string };
-  readonly policy?: { readonly trust?: Settings["policy"]["trust"] };
+  readonly policy?: { readonly trust?: Settings["policy"]["trust"]; readonly features?: FeatureName[] };
   readonly share?: { readonly default_mode?: ShareMode };
 }
 
@@ -42,7 +47,7 @@ export interface ConfigFault {
 export const DEFAULTS: Settings = {
   runtime: { runtimes: ["runc", "crun"] },
   cdi: { specDirs: ["/etc/cdi", "/var/run/cdi"], defaultKind: "nvidia.com/gpu" },
-  policy: { trust: "engine" },
+  policy: { trust: "engine", features: [] },
   share: { defaultMode: "exclusive" },
 };
 
@@ -118,7 +123,10 @@ function settingsOf({ runtime, cdi, policy, share }: ConfigFile): Settings {
       specDirs: cdi?.spec_dirs ?? DEFAULTS.cdi.specDirs,
       defaultKind: cdi?.default_kind ?? DEFAULTS.cdi.defaultKind,
     },
-    policy: { trust: policy?.trust ?? DEFAULTS.policy.trust },
+    policy: {
+      trust: policy?.trust ?? DEFAULTS.policy.trust,
+      features: policy?.features ?? DEFAULTS.policy.features,
+    },
     share: { defaultMode: share?.default_mode ?? DEFAULTS.share.defaultMode },
   };
 }

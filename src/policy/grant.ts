@@ -1,4 +1,5 @@
-import type { Request } from "../request/request.ts";
+import { featureOf } from "../request/features.ts";
+import type { AskedDevice, Request } from "../request/request.ts";
 import { SluiceError } from "../sys/error.ts";
 import type { Settings } from "./config.ts";
 
@@ -15,13 +16,16 @@ export interface GrantedDevice {
 export interface Grant {
   readonly devices: readonly GrantedDevice[];
   readonly driver: Request["driver"];
+  /** Of the driver no more than these; absent for all. */
+  readonly capabilities?: Request["capabilities"];
 }
 
 /**
  * Decides what the container may have (DESIGN.md section 5, "Being granted"). With `trust = "engine"`, whoever can
- * start containers on this engine may have what they name.
+ * start containers on this engine may have what they name, but for features (request/features.ts): those only as far as
+ * `features` allows, since an image that nobody looked into may ask for them too.
  *
- * @throws SluiceError E_NOT_YET for settings that this version cannot honour
+ * @throws SluiceError E_NOT_YET for settings that this version cannot honour; E_NOT_ALLOWED
  */
 export function grantRequest(request: Request, settings: Settings): Grant {
   const { trust } = settings.policy;
@@ -33,7 +37,23 @@ export function grantRequest(request: Request, settings: Settings): Grant {
     throw notYet(`share.default_mode = "${mode}"`, 'set share.default_mode = "exclusive", or leave it out');
   }
   const grant = "policy.trust = engine: whoever can start containers here may have what they name";
-  return { devices: request.devices.map((device) => ({ ...device, grant })), driver: request.driver };
+  return {
+    devices: request.devices.map((device) => ({ ...device, grant: grantFeature(device, settings) + grant })),
+    driver: request.driver,
+    ...(request.capabilities === undefined ? {} : { capabilities: request.capabilities }),
+  };
+}
+
+/** What lets the container have a feature, to be put before who vouches for it; empty of a device that is none. */
+function grantFeature({ name, from }: AskedDevice, settings: Settings): string {
+  const feature = featureOf(name);
+  if (feature === undefined) return "";
+  if (settings.policy.features.includes(feature.name)) return `policy.features has ${feature.name}; `;
+  throw new SluiceError(
+    "E_NOT_ALLOWED",
+    `${from} asks for ${feature.title} (${name}), which the setting policy.features does not allow`,
+    `add "${feature.name}" to policy.features, or remove what asks for it`,
+  );
 }
 
 function notYet(setting: string, remedy: string): SluiceError {

@@ -3,7 +3,15 @@ import { parseDeviceName } from "../cdi/name.ts";
 import type { Config } from "../oci/spec.ts";
 import { quote, SluiceError } from "../sys/error.ts";
 import { type Ask, readAskAnnotation } from "./ask.ts";
-import { readVisibleDevices } from "./nvidia.ts";
+import { featureOf, isNvidia, readFeatures } from "./features.ts";
+import {
+  type AskedCapabilities,
+  type NvidiaVariables,
+  readCapabilities,
+  readNvidiaVariables,
+  readVisibleDevices,
+} from "./nvidia.ts";
+import { type Requirement, readRequirements } from "./requirements.ts";
 
 /** One CDI device that a container asks for, and where it says so. */
 export interface AskedDevice {
@@ -22,6 +30,10 @@ export interface AskedDevice {
 export interface Request {
   readonly devices: readonly AskedDevice[];
   readonly driver: readonly { readonly kind: string; readonly from: string }[];
+  /** What is asked of NVIDIA's driver; absent where that is all, or where nothing of NVIDIA's is asked for. */
+  readonly capabilities?: AskedCapabilities;
+  /** What the image demands of NVIDIA's driver, where something of NVIDIA's is asked for; never empty. */
+  readonly requirements?: readonly Requirement[];
 }
 
 /** What a person adds on the command line of `sluice plan` and `sluice apply`. */
@@ -46,8 +58,9 @@ export function isEmpty(request: Request): boolean {
  * Reads what a container asks for from its config.json.
  *
  * Annotations and the command line say it on purpose, per container; the environment also comes from the image. So
- * `NVIDIA_VISIBLE_DEVICES` counts only where nothing else asks, as with NVIDIA's toolkit (reference 1.4). A pod's
- * sandbox asks for nothing: it carries its pod's annotations, but no workload.
+ * `NVIDIA_VISIBLE_DEVICES` counts only where nothing else asks, as with NVIDIA's toolkit (reference 1.4); NVIDIA's other
+ * variables only beside a GPU of NVIDIA's or its driver's files, in whatever way those are asked for. A pod's sandbox
+ * asks for nothing: it carries its pod's annotations, but no workload.
  *
  * @throws SluiceError E_REQUEST_*, E_CDI_NAME or E_CDI_ANNOTATION, naming the annotation or variable
  */
@@ -64,13 +77,40 @@ export function readRequest(config: Config, defaultKind: string, extra?: ExtraRe
   for (const { key, devices } of parseAnnotations(annotations)) {
     for (const name of devices) asked.push({ name, from: `annotation ${key}` });
   }
-  if (asked.length > 0) return { devices: unique(asked), driver: [] };
+  const env = config.process?.env ?? [];
+  if (asked.length > 0) {
+    const request = { devices: unique(asked), driver: [] };
+    return request.devices.some(isGpu) ? withVariables(request, readNvidiaVariables(env), true) : request;
+  }
 
-  const visible = readVisibleDevices(config.process?.env ?? [], defaultKind);
+  const variables = readNvidiaVariables(env);
+  const visible = readVisibleDevices(variables, defaultKind);
   if (visible === undefined) return NOTHING;
   const from = "variable NVIDIA_VISIBLE_DEVICES";
-  if (visible === "driver") return { devices: [], driver: [{ kind: defaultKind, from }] };
-  return { devices: unique(visible.map((name) => ({ name, from }))), driver: [] };
+  if (visible === "driver") {
+    const request = { devices: [], driver: [{ kind: defaultKind, from }] };
+    return isNvidia(defaultKind) ? withVariables(request, variables, false) : request;
+  }
+  const request = { devices: unique(visible.map((name) => ({ name, from }))), driver: [] };
+  return request.devices.some(isGpu) ? withVariables(request, variables, false) : request;
+}
+
+/** Whether a device is a GPU of NVIDIA's, or a part of one. */
+function isGpu({ name }: AskedDevice): boolean {
+  return isNvidia(name) && featureOf(name) === undefined;
+}
+
+/** A request for something of NVIDIA's, together with what its variables say of it. */
+function withVariables(request: Request, variables: NvidiaVariables, isNative: boolean): Request {
+  const capabilities = readCapabilities(variables, isNative);
+  const requirements = readRequirements(variables);
+  const features = readFeatures(variables);
+  return {
+    devices: features.length === 0 ? request.devices : unique([...request.devices, ...features]),
+    driver: request.driver,
+    ...(capabilities === undefined ? {} : { capabilities }),
+    ...(requirements.length === 0 ? {} : { requirements }),
+  };
 }
 
 /** The first one asked for a device keeps it: it says where the device comes from. */

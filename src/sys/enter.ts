@@ -1,20 +1,7 @@
-import { OsError, printable, SluiceError } from "./error.ts";
+import { errorLine, OsError, SluiceError } from "./error.ts";
+import { EXIT } from "./exit.ts";
 import type { Sys } from "./sys.ts";
 import { traceSource } from "./trace.part.ts";
-
-/** Exit codes of every command (DESIGN.md section 5); 70 is sysexits' EX_SOFTWARE, a defect of ours. */
-export const EXIT = { done: 0, failed: 1, usage: 2, internal: 70 } as const;
-
-/** The one line in which every failure is told: `sluice: E_CODE: what happened; what to do`. */
-export function errorLine(thrown: unknown): string {
-  return printable(`sluice: ${messageOf(thrown)}`);
-}
-
-function messageOf(thrown: unknown): string {
-  if (thrown instanceof SluiceError) return thrown.message;
-  const text = thrown instanceof Error ? `${thrown.name}: ${thrown.message}` : String(thrown);
-  return `E_INTERNAL: ${text}; this is a defect of Sluice, please report it with the lines below`;
-}
 
 /** What a defect's stack is in terms of the TypeScript sources; empty for an expected refusal. */
 export function stackOf(thrown: unknown): string {

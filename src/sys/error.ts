@@ -69,3 +69,14 @@ export function quote(value: string, max = 100): string {
 export function reasonOf(thrown: unknown): string {
   return thrown instanceof SluiceError ? thrown.what : thrown instanceof Error ? thrown.message : String(thrown);
 }
+
+/** The one line in which every failure is told: `sluice: E_CODE: what happened; what to do`. */
+export function errorLine(thrown: unknown): string {
+  return printable(`sluice: ${messageOf(thrown)}`);
+}
+
+function messageOf(thrown: unknown): string {
+  if (thrown instanceof SluiceError) return thrown.message;
+  const text = thrown instanceof Error ? `${thrown.name}: ${thrown.message}` : String(thrown);
+  return `E_INTERNAL: ${text}; this is a defect of Sluice, please report it with the lines below`;
+}

@@ -1,7 +1,8 @@
 /** The system interface over the executable's C module (native/sysmod.c), which alone calls the kernel. */
 
 import { OsError } from "./error.ts";
-import type { Entry, FileKind, Files, Stat, Sys } from "./sys.ts";
+import { makeFolders } from "./folders.ts";
+import type { Captured, Entry, FileKind, Files, Stat, Sys, Tree } from "./sys.ts";
 
 /** The C module, function for function. It throws objects with `code`, `syscall` and `path`. */
 interface Native {
@@ -13,18 +14,29 @@ interface Native {
   stamps(root: string | undefined, dir: string, names: readonly string[]): string;
   list(root: string | undefined, path: string): string[] | undefined;
   readLink(root: string | undefined, path: string): string;
+  realPath(path: string): string;
   writeFile(path: string, text: string, mode: number, append: boolean): void;
   chmod(path: string, mode: number): void;
   chown(path: string, uid: number, gid: number): void;
   unlink(path: string): void;
   mkdir(path: string, mode: number): void;
   rename(from: string, to: string): void;
+  treeSymlink(root: string, target: string, path: string): void;
+  treeWrite(root: string, path: string, bytes: string, mode: number): void;
+  treeMkdir(root: string, path: string, mode: number): void;
+  treeBind(root: string, source: string, path: string): void;
+  treeWritable(root: string): number;
+  lock(path: string): number;
+  unlock(fd: number): void;
+  readInput(limit: number): string;
   print(fd: number, text: string): void;
   getenv(name: string): string | undefined;
   cwd(): string;
   now(): number;
   sha256(text: string): string;
   jsonEnd(text: string, start: number): number;
+  sleep(ms: number): void;
+  capture(path: string, args: readonly string[], env: readonly string[], limit: number, timeoutMs: number): Captured;
   exec(path: string, from: number): never;
   run(path: string, from: number): number;
 }
@@ -61,6 +73,17 @@ function filesUnder(root: string | undefined): Files {
   };
 }
 
+function treeOf(root: string): Tree {
+  const mkdir = (path: string, mode: number) => os(() => native.treeMkdir(root, path, mode));
+  return {
+    ...filesUnder(root),
+    symlink: (target, path) => os(() => native.treeSymlink(root, target, path)),
+    writeBytes: (path, bytes, mode) => os(() => native.treeWrite(root, path, bytes, mode)),
+    mkdirs: (path, mode) => makeFolders(mkdir, path, mode),
+    bindOver: (source, path) => os(() => native.treeBind(root, source, path)),
+  };
+}
+
 export const sys: Sys = {
   ...filesUnder(undefined),
   // Asked for when needed: this module is loaded by the build (native/snapshot.h), long before the process starts.
@@ -71,11 +94,15 @@ export const sys: Sys = {
     return native.euid;
   },
   under: filesUnder,
+  tree: treeOf,
+  writableTree: (root) => treeOf(`/proc/self/fd/${os(() => native.treeWritable(root))}`),
   env: (name) => native.getenv(name),
   cwd: () => os(() => native.cwd()),
   now: () => native.now(),
+  sleep: (ms) => os(() => native.sleep(ms)),
   sha256: (text) => native.sha256(text),
   jsonEnd: (text, start) => native.jsonEnd(text, start),
+  realPath: (path) => os(() => native.realPath(path)),
   createFile: (path, text, mode) => os(() => native.writeFile(path, text, mode, false)),
   appendFile: (path, text, mode) => os(() => native.writeFile(path, text, mode, true)),
   chmod: (path, mode) => os(() => native.chmod(path, mode)),
@@ -83,8 +110,18 @@ export const sys: Sys = {
   rename: (from, to) => os(() => native.rename(from, to)),
   unlink: (path) => os(() => native.unlink(path)),
   mkdir: (path, mode) => os(() => native.mkdir(path, mode)),
+  lock(path) {
+    const fd = os(() => native.lock(path));
+    let held = true;
+    return () => {
+      if (held) os(() => native.unlock(fd));
+      held = false;
+    };
+  },
+  readInput: (limit) => os(() => native.readInput(limit)),
   out: (text) => os(() => native.print(1, text)),
   err: (text) => os(() => native.print(2, text)),
+  capture: (path, args, env, limit, timeoutMs) => os(() => native.capture(path, args, env, limit, timeoutMs)),
   exec: (path, from) => os(() => native.exec(path, from)),
   run: (path, from) => os(() => native.run(path, from)),
 };

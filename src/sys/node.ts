@@ -1,13 +1,17 @@
 /**
  * The system interface over Node, for the daemon and the tests.
  *
- * What Node cannot do is refused, not imitated badly: `exec` and `run` belong to the doors, which are native.
+ * What Node cannot do is refused, not imitated badly: `exec`, `run`, `lock` and mounts belong to the doors, which are
+ * native. So does a tree that changes while it is written to: here a path is looked at step by step.
  */
 
-import { createHash } from "node:crypto";
+import { spawnSync } from "node:child_process";
+import { createHash, randomBytes } from "node:crypto";
 import * as fs from "node:fs";
+import { constants } from "node:os";
 import { OsError } from "./error.ts";
-import type { FileKind, Files, Stat, Sys } from "./sys.ts";
+import { makeFolders } from "./folders.ts";
+import type { Captured, FileKind, Files, Stat, Sys, Tree } from "./sys.ts";
 
 const MAX_LINKS = 40;
 
@@ -147,8 +151,90 @@ function filesUnder(root: string | undefined): Files {
   };
 }
 
+/** Makes something beside `place`, and puts it there in one step. */
+function replace(place: string, make: (draft: string) => void): void {
+  const draft = `${place.slice(0, place.lastIndexOf("/"))}/.sluice-${randomBytes(8).toString("hex")}`;
+  try {
+    make(draft);
+    fs.renameSync(draft, place);
+  } catch (thrown) {
+    fs.rmSync(draft, { force: true });
+    throw thrown;
+  }
+}
+
+function treeOf(root: string): Tree {
+  /** Where a path's last name stands or would stand. */
+  const at = (path: string): string => {
+    const slash = path.lastIndexOf("/");
+    const name = path.slice(slash + 1);
+    if (name === "" || name === "." || name === "..") throw new OsError("EINVAL", "open", path);
+    return `${resolveIn(root, path.slice(0, Math.max(0, slash)), true)}/${name}`;
+  };
+  const mkdir = (path: string, mode: number) => os(() => fs.mkdirSync(at(path), { mode }));
+  return {
+    ...filesUnder(root),
+    symlink: (target, path) =>
+      os(() => {
+        const place = at(path);
+        const old = fs.lstatSync(place, { throwIfNoEntry: false });
+        if (old?.isSymbolicLink() && fs.readlinkSync(place) === target) return;
+        replace(place, (draft) => fs.symlinkSync(target, draft));
+      }),
+    writeBytes: (path, bytes, mode) =>
+      os(() => {
+        if (/[^\0-\xff]/.test(bytes)) throw new OsError("EINVAL", "write", path);
+        const place = at(path);
+        const old = fs.lstatSync(place, { throwIfNoEntry: false });
+        replace(place, (draft) => {
+          fs.writeFileSync(draft, bytes, { encoding: "latin1", mode: 0o600, flag: "wx" });
+          if (old?.isFile()) fs.chownSync(draft, old.uid, old.gid);
+          fs.chmodSync(draft, old?.isFile() ? old.mode & 0o7777 : mode);
+        });
+      }),
+    mkdirs: (path, mode) => makeFolders(mkdir, path, mode),
+    bindOver: () => unsupported("mount"),
+  };
+}
+
 function write(path: string, text: string, mode: number, flag: "wx" | "a"): void {
   os(() => fs.writeFileSync(path, text, { mode, flag }));
+}
+
+function readInput(limit: number): string {
+  const data = fs.readFileSync(0);
+  if (data.length > limit) throw new OsError("EFBIG", "read", "");
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(data);
+  } catch {
+    throw new OsError("EILSEQ", "read", "");
+  }
+}
+
+function capture(
+  path: string,
+  args: readonly string[],
+  env: readonly string[],
+  limit: number,
+  timeoutMs: number,
+): Captured {
+  const pairs = env.map((pair): [string, string] => [
+    pair.slice(0, pair.indexOf("=")),
+    pair.slice(pair.indexOf("=") + 1),
+  ]);
+  const { status, signal, stdout, error } = spawnSync(path, args, {
+    argv0: path,
+    env: Object.fromEntries(pairs),
+    stdio: ["ignore", "pipe", "ignore"],
+    killSignal: "SIGKILL",
+    timeout: timeoutMs,
+    maxBuffer: limit,
+  });
+  const code = (error as NodeJS.ErrnoException | undefined)?.code;
+  if (code === "ENOBUFS") throw new OsError("EFBIG", "read", path);
+  if (code === "ETIMEDOUT") throw new OsError("ETIMEDOUT", "read", path);
+  if (code !== undefined) throw new OsError(code, "execve", path);
+  return { code: status ?? 128 + (signal === null ? 0 : constants.signals[signal]), out: stdout.toString("utf8") };
 }
 
 function unsupported(what: string): never {
@@ -160,10 +246,14 @@ export const sys: Sys = {
   args: process.argv.slice(1),
   euid: process.geteuid?.() ?? 0,
   under: filesUnder,
+  tree: treeOf,
+  writableTree: () => unsupported("open_tree"),
   env: (name) => process.env[name],
   cwd: () => process.cwd(),
   now: () => Date.now(),
+  sleep: (ms) => void Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms),
   sha256: (text) => createHash("sha256").update(text, "utf8").digest("hex"),
+  realPath: (path) => os(() => fs.realpathSync(path)),
   createFile: (path, text, mode) => write(path, text, mode, "wx"),
   appendFile: (path, text, mode) => write(path, text, mode, "a"),
   chmod: (path, mode) => os(() => fs.chmodSync(path, mode)),
@@ -171,8 +261,11 @@ export const sys: Sys = {
   rename: (from, to) => os(() => fs.renameSync(from, to)),
   unlink: (path) => os(() => fs.unlinkSync(path)),
   mkdir: (path, mode) => os(() => fs.mkdirSync(path, { mode })),
+  lock: () => unsupported("flock"),
+  readInput: (limit) => os(() => readInput(limit)),
   out: (text) => void process.stdout.write(text),
   err: (text) => void process.stderr.write(text),
+  capture: (path, args, env, limit, timeoutMs) => os(() => capture(path, args, env, limit, timeoutMs)),
   exec: () => unsupported("execve"),
   run: () => unsupported("fork"),
 };

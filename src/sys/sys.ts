@@ -64,11 +64,52 @@ export interface Files {
   readLink(path: string): string;
 }
 
+/**
+ * A tree that somebody else wrote, to be changed: a container's root file system. Every path resolves beneath the root,
+ * links on the way too, and is resolved once; what it leads to does not change meanwhile.
+ */
+export interface Tree extends Files {
+  /**
+   * A symbolic link to `target`, as given, in place of a file or a link, in one step. One that is there already stays.
+   * @throws OsError `EISDIR` where a folder is there
+   */
+  symlink(target: string, path: string): void;
+  /**
+   * A file of these bytes (one character a byte), in place of a file or a link, in one step. It has the owner and mode of
+   * the file that it replaces, else `mode`.
+   * @throws OsError `EISDIR` where a folder is there, `EINVAL` for a character above U+00FF
+   */
+  writeBytes(path: string, bytes: string, mode: number): void;
+  /** The folder, and those on the way to it. What is there already stays. */
+  mkdirs(path: string, mode: number): void;
+  /**
+   * Mounts the machine's file `source` over the file at `path`: read-only, nosuid, nodev, noexec and private, from the
+   * moment it is there. Needs Linux 5.12.
+   * @throws OsError `EINVAL` where one of them is not a regular file
+   */
+  bindOver(source: string, path: string): void;
+}
+
+/** What a program said, and how it ended. */
+export interface Captured {
+  /** The exit code; 128 and the signal's number where one ended it. */
+  readonly code: number;
+  /** Its standard output; U+FFFD for what is not UTF-8. */
+  readonly out: string;
+}
+
 export interface Sys extends Files {
   /** The command line; `[0]` is the name under which the program was called. */
   readonly args: readonly string[];
   /** Another tree: every path, and every link on the way, resolves beneath `root` (openat2 RESOLVE_IN_ROOT). */
   under(root: string): Files;
+  /** As `under`, to be written to. */
+  tree(root: string): Tree;
+  /**
+   * As `tree`, through a copy of the root's mounts that only we have, and that can be written to where the root is
+   * mounted read-only and its file system is not. Needs Linux 5.12, and stays open until the process ends.
+   */
+  writableTree(root: string): Tree;
 
   /** A variable of our own environment. */
   env(name: string): string | undefined;
@@ -76,6 +117,8 @@ export interface Sys extends Files {
   readonly euid: number;
   /** Milliseconds since the epoch. Never called inside planning. */
   now(): number;
+  /** Milliseconds. */
+  sleep(ms: number): void;
 
   /** SHA-256 of a text's UTF-8, as 64 hexadecimal digits. Here because an interpreter is too slow for it. */
   sha256(text: string): string;
@@ -85,6 +128,8 @@ export interface Sys extends Files {
    */
   jsonEnd?(text: string, start: number): number;
 
+  /** The path of the same place without links, `.` and `..`. */
+  realPath(path: string): string;
   /** Creates a file that must not exist (`O_EXCL`, never through a link) and writes `text` to it. Not synced to disk. */
   createFile(path: string, text: string, mode: number): void;
   /** Appends to a file with one write, creating it with `mode` where it does not exist. */
@@ -98,9 +143,27 @@ export interface Sys extends Files {
   /** One folder; `EEXIST` if it is there. */
   mkdir(path: string, mode: number): void;
 
+  /**
+   * Waits until nobody else holds the lock of this file (flock; it is created, mode 0600, where it is missing) and holds
+   * it until the function that it gives is called, or the process ends or becomes another program.
+   */
+  lock(path: string): () => void;
+
+  /**
+   * Standard input to its end.
+   * @throws OsError `EFBIG` beyond `limit` bytes, `EILSEQ` if it is not UTF-8
+   */
+  readInput(limit: number): string;
   /** Writes to standard output or error; a reader that went away is not an error. */
   out(text: string): void;
   err(text: string): void;
+  /**
+   * Runs the program at `path` and gives what it writes. `args` are those behind its name, which is `path`; `env` is its
+   * whole environment, as `NAME=value`. It has /dev/null as standard input and error, and dies with us.
+   * @throws OsError `ETIMEDOUT` after `timeoutMs`, `EFBIG` beyond `limit` bytes: it is killed then, with its process
+   * group; or what execve gives
+   */
+  capture(path: string, args: readonly string[], env: readonly string[], limit: number, timeoutMs: number): Captured;
   /**
    * Becomes the program at `path`: its arguments are our own from number `from` on, to the byte (they need not be
    * UTF-8), its environment and descriptors are those that we were given. Returns only by throwing.

@@ -116,6 +116,17 @@ test("every command on a real bundle, and the runtime from create to delete, wit
   for (const flags of [[], ["--json"], ["--root", "/"]]) gives(0, SLUICE, ["plan", "--bundle", good, ...flags]);
   gives(0, SLUICE, ["plan", "--spec", path.join(plain, "config.json"), "--device", "nvidia.com/gpu=0"]);
   gives(0, SLUICE, ["help"]);
+  const libraries = "/usr/lib/x86_64-linux-gnu";
+  for (const [file, text] of [
+    [`${libraries}/libcuda.so.1.2`, "library"],
+    ["lib64/ld-linux-x86-64.so.2", "loader"],
+  ] as const) {
+    fs.mkdirSync(path.join(good, "rootfs", path.dirname(file)), { recursive: true });
+    fs.writeFileSync(path.join(good, "rootfs", file), text);
+  }
+  const hook = `printf '{"bundle":"%s"}' "$1" | "$0" cdi-hook --driver 1.2 --library ${libraries}/libcuda.so.1.2=libcuda.so.1`;
+  for (let i = 0; i < 2; i++) gives(0, "sh", ["-c", `${hook} --link ${libraries}/gbm/x=../libcuda.so.1`, SLUICE, good]);
+  refuses("E_USAGE", SLUICE, ["cdi-hook"]);
   refuses("E_USAGE", SLUICE, ["plan"]);
   refuses("E_CDI_NAME", SLUICE, ["cdi", "show", "a/b"]);
   refuses("E_CDI_UNKNOWN_DEVICE", SLUICE, ["cdi", "show", "a/b=c"]);

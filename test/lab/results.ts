@@ -26,6 +26,8 @@ export const LEGEND = {
   refused: "the container does not start, and the engine shows Sluice's error",
   kept: "the container has its GPU afterwards, and the other GPU still does not open",
   released: "no receipt is left",
+  works:
+    "the container has the device's nodes, by their numbers, and no others; it may open them, and not another's; the driver's libraries load by name",
 } as const;
 
 const begun = new Set<string>();

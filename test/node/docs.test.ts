@@ -117,7 +117,7 @@ test("the settings file that docs/configuration.md shows is one, with every defa
   assert.deepEqual(JSON.parse(JSON.stringify(parseConfig(shown))), {
     runtime: { runtimes: runtime.runtimes },
     cdi: { spec_dirs: cdi.specDirs, default_kind: cdi.defaultKind },
-    policy: { trust: policy.trust },
+    policy: { trust: policy.trust, features: policy.features },
     share: { default_mode: share.defaultMode },
   });
 });

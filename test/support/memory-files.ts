@@ -15,8 +15,9 @@
  */
 
 import { OsError } from "../../src/sys/error.ts";
+import { makeFolders } from "../../src/sys/folders.ts";
 import { sys } from "../../src/sys/node.ts";
-import type { Entry, FileKind, Files, Stat, Sys } from "../../src/sys/sys.ts";
+import type { Captured, Entry, FileKind, Files, Stat, Sys, Tree as WritableTree } from "../../src/sys/sys.ts";
 
 const TICK_MS = 4;
 const LINKS_MAX = 40;
@@ -151,6 +152,12 @@ export class MemorySys implements Sys {
   readonly programs: { readonly path: string; readonly argv: readonly string[] }[] = [];
   /** The exit code of each program that is run. */
   exitCode = 0;
+  /** What `capture` gives, by path and arguments with spaces between; a program that is not here does not exist. */
+  readonly answers = new Map<string, Captured>();
+  /** Standard input. */
+  input = "";
+  /** The files whose lock is held. */
+  readonly locks = new Set<string>();
 
   readonly #root: Inode;
   readonly #failures = new Map<string, string>();
@@ -272,6 +279,66 @@ export class MemorySys implements Sys {
   }
 
   under(root: string): Files {
+    return this.#under(root);
+  }
+
+  tree(root: string): WritableTree {
+    return this.#tree(root, root);
+  }
+
+  /** Its calls are of `writable ROOT:PATH`, so that those of `tree` can fail beside it. */
+  writableTree(root: string): WritableTree {
+    this.#call("writableTree", root);
+    return this.#tree(root, `writable ${root}`);
+  }
+
+  #tree(root: string, name: string): WritableTree {
+    const files = this.#under(root);
+    const top = this.#find(root, true) as Inode;
+    const call = (what: string, path: string): void => this.#call(what, `${name}:${path}`);
+    const replace = (path: string, inode: Inode): void => {
+      const place = this.#parentOf(path, "open", top);
+      if (/^\.{0,2}$/.test(place.name)) throw new OsError("EINVAL", "open", path);
+      if (place.inode?.kind === "dir") throw new OsError("EISDIR", "rename", path);
+      if (inode.kind === "file" && place.inode?.kind === "file") {
+        Object.assign(inode, { mode: place.inode.mode, uid: place.inode.uid, gid: place.inode.gid });
+      }
+      place.parent.entries.set(place.name, inode);
+    };
+    return {
+      ...files,
+      symlink: (target, path) => {
+        call("symlink", path);
+        const old = this.#parentOf(path, "open", top).inode;
+        if (old?.kind !== "link" || old.target !== target) replace(path, this.#make("link", { target, mode: 0o777 }));
+      },
+      writeBytes: (path, bytes, mode) => {
+        call("writeBytes", path);
+        if (/[^\0-\xff]/.test(bytes)) throw new OsError("EINVAL", "write", path);
+        const content = /[^\0-\x7f]/.test(bytes) ? { bytes } : { text: bytes };
+        replace(path, this.#make("file", { ...content, mode, uid: this.euid }));
+      },
+      mkdirs: (path, mode) => {
+        call("mkdirs", path);
+        const make = (part: string): void => {
+          const place = this.#parentOf(part, "mkdir", top);
+          if (place.inode !== undefined) throw new OsError("EEXIST", "mkdir", part);
+          place.parent.entries.set(place.name, this.#make("dir", { mode, uid: this.euid }));
+        };
+        makeFolders(make, path, mode);
+      },
+      bindOver: (source, path) => {
+        call("bindOver", path);
+        const file = this.#need(source, true, "open");
+        const place = this.#resolve(path, true, top);
+        if (place?.inode === undefined) throw new OsError("ENOENT", "mount", path);
+        if (file.kind !== "file" || place.inode.kind !== "file") throw new OsError("EINVAL", "mount", path);
+        place.parent.entries.set(place.name, file);
+      },
+    };
+  }
+
+  #under(root: string): Files {
     const top = this.#find(root, true);
     if (top?.kind !== "dir") throw new OsError(top === undefined ? "ENOENT" : "ENOTDIR", "open", root);
     const call = (name: string, path: string): void => this.#call(name, `${root}:${path}`);
@@ -317,6 +384,32 @@ export class MemorySys implements Sys {
 
   now(): number {
     return this.clock;
+  }
+
+  sleep(ms: number): void {
+    this.clock += ms;
+  }
+
+  lock(path: string): () => void {
+    this.#call("lock", path);
+    if (this.locks.has(path)) throw new Error(`${path} is locked: this would wait for ever`);
+    const place = this.#parentOf(path, "open");
+    if (place.inode?.kind === "link") throw new OsError("ELOOP", "open", path);
+    if (place.inode === undefined) place.parent.entries.set(place.name, this.#make("file", { mode: 0o600 }));
+    this.locks.add(path);
+    return () => void this.locks.delete(path);
+  }
+
+  readInput(limit: number): string {
+    if (this.input.length > limit) throw new OsError("EFBIG", "read", "");
+    return this.input;
+  }
+
+  /** Only of paths without links. */
+  realPath(path: string): string {
+    this.#call("realPath", path);
+    this.#need(path, true, "realpath");
+    return path;
   }
 
   createFile(path: string, text: string, mode: number): void {
@@ -386,6 +479,14 @@ export class MemorySys implements Sys {
 
   err(text: string): void {
     this.errors += text;
+  }
+
+  capture(path: string, args: readonly string[], _env: readonly string[], limit: number): Captured {
+    this.#call("capture", path);
+    const answer = this.answers.get([path, ...args].join(" "));
+    if (answer === undefined) throw new OsError("ENOENT", "execve", path);
+    if (answer.out.length > limit) throw new OsError("EFBIG", "read", path);
+    return answer;
   }
 
   exec(path: string, from: number): never {
@@ -471,9 +572,9 @@ export class MemorySys implements Sys {
   }
 
   /** Where a path's last step stands or would stand; its folder must exist. */
-  #parentOf(path: string, syscall: string): Place {
+  #parentOf(path: string, syscall: string, top = this.#root): Place {
     const slash = path.lastIndexOf("/");
-    const folder = this.#find(slash <= 0 ? "/" : path.slice(0, slash), true);
+    const folder = this.#resolve(slash <= 0 ? "/" : path.slice(0, slash), true, top)?.inode;
     if (folder === undefined) throw new OsError("ENOENT", syscall, path);
     if (folder.kind !== "dir") throw new OsError("ENOTDIR", syscall, path);
     const name = path.slice(slash + 1);

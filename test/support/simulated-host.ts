@@ -40,6 +40,16 @@ export interface SimulatedHost {
   spec: Spec;
 }
 
+/** Minors of misc devices among them that this kernel has, and two GPUs can be. @throws Error where there are no two */
+export function openableMinors(dir: string): [number, number] {
+  const probe = path.join(dir, "probe");
+  const usable = STAND_INS.filter(([major, minor]) => major === 10 && makeNode(probe, [major, minor]));
+  fs.rmSync(probe);
+  const [first, second] = usable;
+  if (first === undefined || second === undefined) throw new Error("this kernel has no two misc devices to stand in");
+  return [first[1], second[1]];
+}
+
 /** `mknod`, and whether the node can then be opened. */
 function makeNode(file: string, [major, minor]: readonly [number, number]): boolean {
   fs.rmSync(file, { force: true });

@@ -54,6 +54,16 @@ test("a wrong value is named with its key, what it should be and the default", (
       'policy.trust is true; set it to "engine" or "allocated", or remove it for the default "engine"',
     ],
     [
+      '[policy]\nfeatures = ["gds", "gds"]',
+      'policy.features is ["gds", "gds"]; set it to a list of "gds", "mofed", "gdrcopy", "nvswitch", "imex", ' +
+        '"mig-config", "mig-monitor", each at most once, or remove it for the default []',
+    ],
+    [
+      '[policy]\nfeatures = ["all"]',
+      'policy.features[0] is "all"; set it to one of "gds", "mofed", "gdrcopy", "nvswitch", "imex", "mig-config", ' +
+        '"mig-monitor"',
+    ],
+    [
       "[share]\ndefault_mode = inf",
       'share.default_mode is Infinity; set it to one of "exclusive", "timeslice", "mig", "mps", "limiter", "vgpu", or remove it for the default "exclusive"',
     ],

@@ -26,6 +26,7 @@ test("without a file the defaults hold, and they are the schema's", () => {
     "/cdi/spec_dirs": DEFAULTS.cdi.specDirs,
     "/cdi/default_kind": DEFAULTS.cdi.defaultKind,
     "/policy/trust": DEFAULTS.policy.trust,
+    "/policy/features": DEFAULTS.policy.features,
     "/share/default_mode": DEFAULTS.share.defaultMode,
   });
 });
@@ -51,13 +52,14 @@ test("every key is read", () => {
     default_kind = "amd.com/gpu"
     [policy]
     trust = "allocated"
+    features = ["imex", "gds"]
     [share]
     default_mode = "mps"
   `;
   assert.deepEqual(loadSettings(machine(text), PATH), {
     runtime: { runtimes: ["/usr/local/sbin/runc", "crun"] },
     cdi: { specDirs: ["/opt/cdi"], defaultKind: "amd.com/gpu" },
-    policy: { trust: "allocated" },
+    policy: { trust: "allocated", features: ["imex", "gds"] },
     share: { defaultMode: "mps" },
   });
 });

@@ -121,7 +121,7 @@ test("each reader of a request by itself gives good names, or a refusal", () => 
     show(text);
     const readers = [
       () => readAskAnnotation("gpu.sluice.dev", text).devices,
-      () => readVisibleDevices([`NVIDIA_VISIBLE_DEVICES=${text}`], "nvidia.com/gpu") ?? [],
+      () => readVisibleDevices(new Map([["NVIDIA_VISIBLE_DEVICES", text]]), "nvidia.com/gpu") ?? [],
       () => parseCdiAnnotations({ "cdi.k8s.io/x": text }).flatMap((request) => request.devices),
     ];
     for (const name of pick(rand, readers)()) assert.ok(name === "driver" || isDeviceName(name), name);

@@ -163,7 +163,13 @@ test("the driver's libraries are found in the folders of each distribution, by t
     const cuda = driver?.libraries.find((library) => library.soname === "libcuda.so.1" && library.bits === 64);
     assert.deepEqual(
       cuda,
-      { path: `${folder}/libcuda.so.${driverVersion}`, soname: "libcuda.so.1", bits: 64, capability: "compute" },
+      {
+        path: `${folder}/libcuda.so.${driverVersion}`,
+        soname: "libcuda.so.1",
+        bits: 64,
+        machine: 62,
+        capability: "compute",
+      },
       name,
     );
     const names = driver?.libraries.map((library) => `${library.soname} ${library.bits}`) ?? [];
@@ -253,10 +259,10 @@ test("mediated devices: the types of each parent, and what has been made of them
     { id: "nvidia-699", name: "GRID A100D-1-10C", available: 0 },
   ]);
   assert.deepEqual(vfio.mdevs, [
-    { uuid: "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", type: "nvidia-694", iommuGroup: "192" },
+    { uuid: "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", parent: "0000:41:00.4", type: "nvidia-694", iommuGroup: "192" },
   ]);
   assert.ok(vfio.groups.some((node) => node.path === "/dev/vfio/192"));
-  assert.match(shown("a100-mdev"), /^0000:41:00\.0 +GRID A100D-10C +nvidia-694 +7$/m);
+  assert.match(shown("a100-mdev"), /^ +mdev type +GRID A100D-10C +nvidia-694 .* 7 available$/m);
 });
 
 test("vGPUs of the vendor's own framework: what each function is, and could be", () => {

@@ -219,3 +219,174 @@ test("where a JSON object or array ends is found past strings, escapes and nesti
   ];
   for (const [text, start, end] of table) assert.equal(find(text, start), end, text.slice(0, 40));
 });
+
+/** Whether the implementation has a call that Node lacks. */
+function has(call: () => unknown): boolean {
+  try {
+    call();
+    return true;
+  } catch (thrown) {
+    if (thrown instanceof OsError && thrown.code === "ENOTSUP") return false;
+    throw thrown;
+  }
+}
+
+test("a program is run with these arguments and this environment only, and its output and exit code come back", () => {
+  const run = (script: string, limit = 1000, ms = 10_000) =>
+    sys.capture("/bin/sh", ["-c", script, "name", "a b", ""], ["A=1", "B=x=y"], limit, ms);
+  assert.deepEqual(run('echo "$0|$1|$2|$#|$A|$B|$HOME"'), { code: 0, out: "name|a b||2|1|x=y|\n" });
+  assert.deepEqual(run("exit 7"), { code: 7, out: "" });
+  assert.deepEqual(run("echo partly; kill -TERM $$"), { code: 143, out: "partly\n" });
+  assert.deepEqual(run("cat; echo not seen >&2"), { code: 0, out: "" });
+  assert.deepEqual(run("printf 'a\\377b\\303\\244'"), { code: 0, out: "a\ufffdb\u00e4" });
+  assert.equal(run("i=0; while [ $i -lt 3000 ]; do echo 0123456789; i=$((i+1)); done", 1 << 20).out.length, 33_000);
+  assert.equal(run("printf 12345", 5).out, "12345");
+  assert.throws(() => run("printf 123456", 5), { name: "OsError", code: "EFBIG" });
+  assert.throws(() => sys.capture("/nonexistent", [], [], 10, 1000), { code: "ENOENT", syscall: "execve" });
+  assert.throws(() => sys.capture("/etc/passwd", [], [], 10, 1000), { code: "EACCES", path: "/etc/passwd" });
+  assert.throws(() => sys.capture("/bin/sh", ["a\0b"], [], 10, 1000), { code: "EINVAL" });
+});
+
+test("a program that takes too long is killed, and what it started with it", () => {
+  const dir = folder("capture");
+  const start = sys.now();
+  const script = `(sleep 1; echo > ${dir}/lives) & echo started; sleep 30`;
+  assert.throws(() => sys.capture("/bin/sh", ["-c", script], ["PATH=/bin:/usr/bin"], 100, 200), { code: "ETIMEDOUT" });
+  assert.ok(sys.now() - start < 5000);
+  if (!has(() => sys.lock(`${dir}/lock`)())) return; // Node kills the program alone
+  sys.sleep(1500);
+  assert.equal(sys.stat(`${dir}/lives`), undefined);
+});
+
+test("a program that leaves another one behind with its output open is not waited for beyond its own end", () => {
+  const dir = folder("left");
+  if (!has(() => sys.lock(`${dir}/lock`)())) return; // Node waits
+  const start = sys.now();
+  const ended = sys.capture("/bin/sh", ["-c", "sleep 4 & echo done"], ["PATH=/bin:/usr/bin"], 100, 15_000);
+  assert.deepEqual(ended, { code: 0, out: "done\n" });
+  assert.ok(sys.now() - start < 3500);
+});
+
+test("sleep takes its time", () => {
+  const start = sys.now();
+  sys.sleep(30);
+  sys.sleep(0);
+  assert.ok(sys.now() - start >= 29);
+});
+
+test("a lock keeps others out until it is let go, and a program that is run does not inherit it", () => {
+  const dir = folder("lock");
+  const path = `${dir}/lock`;
+  if (!has(() => sys.lock(path)())) return;
+  assert.deepEqual([sys.stat(path)?.mode, sys.stat(path)?.size], [0o600, 0]);
+  const tries = () => sys.capture("/bin/sh", ["-c", `flock -n ${path} true`], ["PATH=/bin:/usr/bin"], 10, 5000).code;
+  const release = sys.lock(path);
+  assert.equal(tries(), 1);
+  sys.capture("/bin/sh", ["-c", "sleep 5 > /dev/null &"], ["PATH=/bin:/usr/bin"], 10, 5000);
+  release();
+  release();
+  assert.equal(tries(), 0);
+  const again = sys.lock(path);
+  again();
+  assert.throws(() => sys.lock(`${dir}/no/lock`), { code: "ENOENT" });
+  sys.tree(dir).symlink("lock", "/link");
+  assert.throws(() => sys.lock(`${dir}/link`), { code: "ELOOP" });
+});
+
+test("in another tree a link is made, kept where it is right, and put in place of a file or a link", () => {
+  const dir = folder("tree-link");
+  const tree = sys.tree(dir);
+  tree.mkdirs("/usr/lib", 0o755);
+  tree.mkdirs("/usr/lib", 0o755);
+  tree.mkdirs("/usr/lib/a/b", 0o700);
+  assert.equal(tree.stat("/usr/lib/a/b")?.mode, 0o700);
+  tree.symlink("libx.so.1.2", "/usr/lib/libx.so.1");
+  const made = tree.lstat("/usr/lib/libx.so.1");
+  assert.deepEqual([made?.kind, tree.readLink("/usr/lib/libx.so.1")], ["link", "libx.so.1.2"]);
+  tree.symlink("libx.so.1.2", "/usr/lib/libx.so.1");
+  assert.equal(tree.lstat("/usr/lib/libx.so.1")?.stamp, made?.stamp);
+  tree.symlink("libx.so.1.23", "/usr/lib/libx.so.1");
+  assert.equal(tree.readLink("/usr/lib/libx.so.1"), "libx.so.1.23");
+  sys.createFile(`${dir}/usr/lib/file`, "x", 0o600);
+  tree.symlink("/a/bs\u00f6lute", "/usr/lib/file");
+  assert.equal(tree.readLink("/usr/lib/file"), "/a/bs\u00f6lute");
+  assert.throws(() => tree.symlink("x", "/usr/lib"), { name: "OsError", code: "EISDIR" });
+  assert.throws(() => tree.symlink("x", "/usr/none/x"), { code: "ENOENT" });
+  for (const path of ["", "/", "/usr/..", "/usr/.", "/usr/"]) {
+    assert.throws(() => tree.symlink("x", path), { code: "EINVAL" }, path);
+  }
+  assert.deepEqual(
+    tree.list("/usr/lib")?.map((entry) => entry.name),
+    ["a", "file", "libx.so.1"],
+  );
+});
+
+test("in another tree a file is replaced in one step, byte by byte, and keeps its owner and mode", () => {
+  const dir = folder("tree-file");
+  const tree = sys.tree(dir);
+  const bytes = Array.from({ length: 256 }, (_, i) => String.fromCharCode(i)).join("");
+  tree.writeBytes("/a", bytes, 0o644);
+  assert.equal(tree.readBytes("/a", 0, 1000), bytes);
+  assert.equal(tree.stat("/a")?.mode, 0o644);
+  sys.chmod(`${dir}/a`, 0o640);
+  if (sys.euid === 0) sys.chown(`${dir}/a`, 12, 34);
+  const before = tree.stat("/a");
+  tree.writeBytes("/a", "new", 0o600);
+  const after = tree.stat("/a");
+  assert.deepEqual([after?.mode, after?.uid, after?.gid], [0o640, before?.uid, before?.gid]);
+  assert.equal(tree.readText("/a", 10), "new");
+  tree.symlink("a", "/b");
+  tree.writeBytes("/b", "in the link's place", 0o600);
+  assert.equal(tree.readText("/a", 10), "new");
+  assert.deepEqual([tree.lstat("/b")?.kind, tree.lstat("/b")?.mode], ["file", 0o600]);
+  assert.throws(() => tree.writeBytes("/a", "\u0100", 0o644), { name: "OsError", code: "EINVAL" });
+  assert.throws(() => tree.writeBytes("/a", "\ud800", 0o644), { code: "EINVAL" });
+  tree.mkdirs("/d/e", 0o755);
+  assert.throws(() => tree.writeBytes("/d", "", 0o644), { code: "EISDIR" });
+  assert.deepEqual(
+    tree.list("/")?.map((entry) => entry.name),
+    ["a", "b", "d"],
+  );
+});
+
+test("a real path has no links and no steps back", () => {
+  const dir = sys.realPath(folder("real"));
+  sys.mkdir(`${dir}/a`, 0o755);
+  sys.tree(dir).symlink("a/../a", "/b");
+  assert.equal(sys.realPath(`${dir}/./b//../b`), `${dir}/a`);
+  assert.throws(() => sys.realPath(`${dir}/none`), { name: "OsError", code: "ENOENT" });
+});
+
+test("through a copy of its mounts a tree is the same, and what is written there is in it", () => {
+  const dir = folder("copy");
+  if (sys.euid !== 0 || !has(() => sys.writableTree(dir))) return; // needs CAP_SYS_ADMIN
+  const tree = sys.writableTree(dir);
+  tree.mkdirs("/a/b", 0o755);
+  tree.symlink("/a/b", "/link");
+  tree.writeBytes("/link/file", "text", 0o644);
+  assert.equal(sys.readText(`${dir}/a/b/file`, 10), "text");
+  assert.equal(tree.readText("/link/file", 10), "text");
+  assert.throws(() => sys.writableTree(`${dir}/none`), { code: "ENOENT", syscall: "open_tree" });
+});
+
+test("what is written into another tree stays beneath its root, whatever its links say", () => {
+  const dir = folder("tree-hostile");
+  const outside = folder("tree-outside");
+  sys.mkdir(`${dir}/etc`, 0o755);
+  const tree = sys.tree(dir);
+  tree.symlink(outside, "/absolute");
+  tree.symlink("../../../../../../etc", "/up");
+  tree.symlink("loop", "/loop");
+  assert.throws(() => tree.writeBytes("/absolute/x", "x", 0o644), { code: "ENOENT" });
+  assert.throws(() => tree.symlink("x", "/absolute/x"), { code: "ENOENT" });
+  assert.throws(() => tree.writeBytes("/loop/x", "x", 0o644), { code: "ELOOP" });
+  assert.throws(() => tree.mkdirs("/absolute/x", 0o755), { code: "ENOENT" });
+  tree.writeBytes("/up/x", "inside", 0o644);
+  tree.writeBytes("/../../y", "inside", 0o644);
+  assert.equal(sys.readText(`${dir}/etc/x`, 100), "inside");
+  assert.equal(sys.readText(`${dir}/y`, 100), "inside");
+  tree.mkdirs(`${outside}/x`, 0o755);
+  tree.writeBytes("/absolute/x/z", "inside", 0o644);
+  assert.equal(sys.readText(`${dir}${outside}/x/z`, 100), "inside");
+  assert.deepEqual(sys.list(outside), []);
+});

@@ -218,7 +218,7 @@ if(errors === _errs18){
 if(data7 && typeof data7 == "object" && !Array.isArray(data7)){
 const _errs20 = errors;
 for(const key3 of Object.keys(data7)){
-if(!(key3 === "trust")){
+if(!((key3 === "trust") || (key3 === "features"))){
 validate10.errors = [{instancePath:instancePath+"/policy",schemaPath:"#/properties/policy/additionalProperties",keyword:"additionalProperties",params:{additionalProperty: key3}}];
 return false;
 break;
@@ -227,9 +227,70 @@ break;
 if(_errs20 === errors){
 if(data7.trust !== undefined && func0.call(data7, "trust")){
 let data8 = data7.trust;
+const _errs21 = errors;
 if(!((data8 === "engine") || (data8 === "allocated"))){
 validate10.errors = [{instancePath:instancePath+"/policy/trust",schemaPath:"#/properties/policy/properties/trust/enum",keyword:"enum",params:{}}];
 return false;
+}
+var valid6 = _errs21 === errors;
+}
+else {
+var valid6 = true;
+}
+if(valid6){
+if(data7.features !== undefined && func0.call(data7, "features")){
+let data9 = data7.features;
+const _errs22 = errors;
+if(errors === _errs22){
+if(Array.isArray(data9)){
+var valid7 = true;
+const len2 = data9.length;
+for(let i3=0; i3<len2; i3++){
+let data10 = data9[i3];
+const _errs24 = errors;
+if(typeof data10 !== "string"){
+validate10.errors = [{instancePath:instancePath+"/policy/features/" + i3,schemaPath:"#/properties/policy/properties/features/items/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+if(!(((((((data10 === "gds") || (data10 === "mofed")) || (data10 === "gdrcopy")) || (data10 === "nvswitch")) || (data10 === "imex")) || (data10 === "mig-config")) || (data10 === "mig-monitor"))){
+validate10.errors = [{instancePath:instancePath+"/policy/features/" + i3,schemaPath:"#/properties/policy/properties/features/items/enum",keyword:"enum",params:{}}];
+return false;
+}
+var valid7 = _errs24 === errors;
+if(!valid7){
+break;
+}
+}
+if(valid7){
+let i4 = data9.length;
+let j1;
+if(i4 > 1){
+const indices1 = {};
+for(;i4--;){
+let item1 = data9[i4];
+if(typeof item1 !== "string"){
+continue;
+}
+if(typeof indices1[item1] == "number"){
+j1 = indices1[item1];
+validate10.errors = [{instancePath:instancePath+"/policy/features",schemaPath:"#/properties/policy/properties/features/uniqueItems",keyword:"uniqueItems",params:{i: i4, j: j1}}];
+return false;
+break;
+}
+indices1[item1] = i4;
+}
+}
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/features",schemaPath:"#/properties/policy/properties/features/type",keyword:"type",params:{type: "array"}}];
+return false;
+}
+}
+var valid6 = _errs22 === errors;
+}
+else {
+var valid6 = true;
 }
 }
 }
@@ -246,22 +307,22 @@ var valid0 = true;
 }
 if(valid0){
 if(data.share !== undefined && func0.call(data, "share")){
-let data9 = data.share;
-const _errs22 = errors;
-if(errors === _errs22){
-if(data9 && typeof data9 == "object" && !Array.isArray(data9)){
-const _errs24 = errors;
-for(const key4 of Object.keys(data9)){
+let data11 = data.share;
+const _errs26 = errors;
+if(errors === _errs26){
+if(data11 && typeof data11 == "object" && !Array.isArray(data11)){
+const _errs28 = errors;
+for(const key4 of Object.keys(data11)){
 if(!(key4 === "default_mode")){
 validate10.errors = [{instancePath:instancePath+"/share",schemaPath:"#/properties/share/additionalProperties",keyword:"additionalProperties",params:{additionalProperty: key4}}];
 return false;
 break;
 }
 }
-if(_errs24 === errors){
-if(data9.default_mode !== undefined && func0.call(data9, "default_mode")){
-let data10 = data9.default_mode;
-if(!((((((data10 === "exclusive") || (data10 === "timeslice")) || (data10 === "mig")) || (data10 === "mps")) || (data10 === "limiter")) || (data10 === "vgpu"))){
+if(_errs28 === errors){
+if(data11.default_mode !== undefined && func0.call(data11, "default_mode")){
+let data12 = data11.default_mode;
+if(!((((((data12 === "exclusive") || (data12 === "timeslice")) || (data12 === "mig")) || (data12 === "mps")) || (data12 === "limiter")) || (data12 === "vgpu"))){
 validate10.errors = [{instancePath:instancePath+"/share/default_mode",schemaPath:"#/properties/share/properties/default_mode/enum",keyword:"enum",params:{}}];
 return false;
 }
@@ -273,7 +334,7 @@ validate10.errors = [{instancePath:instancePath+"/share",schemaPath:"#/propertie
 return false;
 }
 }
-var valid0 = _errs22 === errors;
+var valid0 = _errs26 === errors;
 }
 else {
 var valid0 = true;
@@ -339,13 +400,21 @@ export const places = {
   },
   "/policy": {
     "keys": [
-      "trust"
+      "trust",
+      "features"
     ],
     "expected": "a table"
   },
   "/policy/trust": {
     "expected": "\"engine\" or \"allocated\"",
     "default": "engine"
+  },
+  "/policy/features": {
+    "expected": "a list of \"gds\", \"mofed\", \"gdrcopy\", \"nvswitch\", \"imex\", \"mig-config\", \"mig-monitor\", each at most once",
+    "default": []
+  },
+  "/policy/features/*": {
+    "expected": "one of \"gds\", \"mofed\", \"gdrcopy\", \"nvswitch\", \"imex\", \"mig-config\", \"mig-monitor\""
   },
   "/share": {
     "keys": [
