@@ -108,7 +108,8 @@ static int open_beneath(int root, const char *path, int flags, mode_t mode)
 
 static int open_root(const char *root)
 {
-    return open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    // musl's open() would set O_CLOEXEC once more, with a call of its own.
+    return (int)syscall(SYS_openat, AT_FDCWD, root, O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
 // Opens `path`, beneath `root` where that is not NULL. Returns the descriptor, or -1 with errno.
@@ -307,6 +308,26 @@ static JSValue sys_read_input(JSContext *ctx, JSValueConst this_val, int argc, J
     return result;
 }
 
+// A string of one character a byte. Through UTF-8, of which the engine makes one of single size; JS_NewStringUTF16 would
+// make one of double.
+static JSValue byte_string(JSContext *ctx, const unsigned char *data, size_t size)
+{
+    char *text = js_malloc(ctx, 2 * size + 1);
+    size_t used = 0;
+    JSValue result;
+
+    if (!text)
+        return JS_EXCEPTION;
+    for (size_t i = 0; i < size; i++) {
+        if (data[i] >= 0x80)
+            text[used++] = (char)(0xC0 | data[i] >> 6);
+        text[used++] = (char)(data[i] < 0x80 ? data[i] : 0x80 | (data[i] & 0x3F));
+    }
+    result = JS_NewStringLen(ctx, text, used);
+    js_free(ctx, text);
+    return result;
+}
+
 // readBytes(root, path, offset, length): string of one character a byte
 static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
@@ -315,8 +336,7 @@ static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, J
     int64_t offset, length;
     struct stat st;
     unsigned char *data = NULL;
-    char *text = NULL;
-    size_t size = 0, used = 0;
+    size_t size = 0;
     int fd, error = 0;
     const char *call = "open";
     JSValue result = JS_UNDEFINED;
@@ -338,8 +358,7 @@ static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, J
         if (length > st.st_size - offset)
             length = st.st_size > offset ? st.st_size - offset : 0;
         data = js_malloc_rt(rt, (size_t)length + 1);
-        text = js_malloc_rt(rt, 2 * (size_t)length + 1);
-        if (!data || !text)
+        if (!data)
             error = ENOMEM;
         while (!error && size < (size_t)length) {
             ssize_t n = pread(fd, data + size, (size_t)length - size, offset + (int64_t)size);
@@ -354,17 +373,9 @@ static JSValue sys_read_bytes(JSContext *ctx, JSValueConst this_val, int argc, J
         }
     }
     close(fd);
-    if (!error) {
-        // Through UTF-8, of which the engine makes a string of bytes; JS_NewStringUTF16 would make one of double size.
-        for (size_t i = 0; i < size; i++) {
-            if (data[i] >= 0x80)
-                text[used++] = (char)(0xC0 | data[i] >> 6);
-            text[used++] = (char)(data[i] < 0x80 ? data[i] : 0x80 | (data[i] & 0x3F));
-        }
-        result = JS_NewStringLen(ctx, text, used);
-    }
+    if (!error)
+        result = byte_string(ctx, data, size);
     js_free_rt(rt, data);
-    js_free_rt(rt, text);
     return target_done(ctx, &t, error, call, result);
 }
 
@@ -884,6 +895,62 @@ static JSValue sys_tree_symlink(JSContext *ctx, JSValueConst this_val, int argc,
         close(dir);
     JS_FreeCString(ctx, link_target);
     return target_done(ctx, &t, error, "symlink", JS_UNDEFINED);
+}
+
+// Whether it is the name of an entry, and no path.
+static int is_entry_name(const char *name)
+{
+    return *name && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
+}
+
+// The text of an array's item, to be freed with JS_FreeCString; NULL with an exception pending.
+static const char *item_text(JSContext *ctx, JSValueConst array, int64_t i)
+{
+    JSValue item = JS_GetPropertyInt64(ctx, array, i);
+    const char *text = JS_IsException(item) ? NULL : text_arg(ctx, item);
+
+    JS_FreeValue(ctx, item);
+    return text;
+}
+
+// treeSymlinks(root, dir, [name, target, ...]): as treeSymlink, for many links of one folder, which is opened once
+static JSValue sys_tree_symlinks(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t;
+    int64_t count = 0;
+    int dir;
+    JSValue result = JS_UNDEFINED;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_GetLength(ctx, argv[2], &count) || target_args(ctx, argv, &t))
+        return JS_EXCEPTION;
+    dir = open_path(t.root, t.path, O_PATH | O_DIRECTORY, 0);
+    if (dir < 0)
+        return target_done(ctx, &t, errno, "open", JS_UNDEFINED);
+    for (int64_t i = 0; i + 1 < count && !JS_IsException(result); i += 2) {
+        const char *name = item_text(ctx, argv[2], i);
+        const char *link_target = name ? item_text(ctx, argv[2], i + 1) : NULL;
+
+        if (!link_target) {
+            result = JS_EXCEPTION;
+        } else {
+            int error = is_entry_name(name) ? symlink_at(dir, link_target, name) : EINVAL;
+
+            if (error) {
+                char path[2 * PATH_MAX];
+
+                snprintf(path, sizeof path, "%s/%s", t.path, name);
+                result = fail(ctx, error, "symlink", path);
+            }
+            JS_FreeCString(ctx, link_target);
+        }
+        if (name)
+            JS_FreeCString(ctx, name);
+    }
+    close(dir);
+    target_free(ctx, &t);
+    return result;
 }
 
 // The bytes of a string of one character a byte, in the place of its UTF-8. Their number, or -1 where it is none.
@@ -1568,6 +1635,103 @@ static JSValue sys_json_end(JSContext *ctx, JSValueConst this_val, int argc, JSV
     return JS_NewInt64(ctx, end);
 }
 
+#define CACHE_ENTRY 24
+
+static uint32_t get_le32(const unsigned char *at)
+{
+    return at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
+static void put_le32(unsigned char *at, uint32_t value)
+{
+    for (int i = 0; i < 4; i++)
+        at[i] = (unsigned char)(value >> 8 * i);
+}
+
+// Numbers of more digits would need another form of their first character; no name of a file has so many.
+#define DIGITS_MAX 0xFFF
+
+// cacheKey(name): the name with each number as a character from U+8000 on that says how many digits it has, and those
+// digits, without zeros before them
+static JSValue sys_cache_key(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    size_t length, used = 0;
+    const char *name = JS_ToCStringLen(ctx, &length, argv[0]);
+    char *key;
+    JSValue result;
+
+    (void)this_val;
+    (void)argc;
+    if (!name)
+        return JS_EXCEPTION;
+    key = js_malloc(ctx, 4 * length + 1);
+    if (!key) {
+        JS_FreeCString(ctx, name);
+        return JS_EXCEPTION;
+    }
+    for (size_t i = 0; i < length;) {
+        size_t first = i, digits;
+
+        while (i < length && name[i] >= '0' && name[i] <= '9')
+            i++;
+        if (i == first) {
+            key[used++] = name[i++];
+            continue;
+        }
+        while (first < i && name[first] == '0')
+            first++;
+        digits = i - first < DIGITS_MAX ? i - first : DIGITS_MAX;
+        key[used++] = (char)0xE8;
+        key[used++] = (char)(0x80 | digits >> 6);
+        key[used++] = (char)(0x80 | (digits & 0x3F));
+        memcpy(key + used, name + first, i - first);
+        used += i - first;
+    }
+    result = JS_NewStringLen(ctx, key, used);
+    js_free(ctx, key);
+    JS_FreeCString(ctx, name);
+    return result;
+}
+
+// movedEntries(entries, low, high, moved): entries of a loader's cache with their two offsets moved; undefined where one
+// is not in the range
+static JSValue sys_moved_entries(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    int64_t low, high, moved;
+    size_t length;
+    ssize_t size;
+    const char *text;
+    unsigned char *bytes;
+    int bad;
+    JSValue result = JS_UNDEFINED;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToInt64(ctx, &low, argv[1]) || JS_ToInt64(ctx, &high, argv[2]) || JS_ToInt64(ctx, &moved, argv[3]) ||
+        !(text = JS_ToCStringLen(ctx, &length, argv[0])))
+        return JS_EXCEPTION;
+    bytes = js_malloc(ctx, length + 1);
+    if (!bytes) {
+        JS_FreeCString(ctx, text);
+        return JS_EXCEPTION;
+    }
+    memcpy(bytes, text, length);
+    JS_FreeCString(ctx, text);
+    size = bytes_of((char *)bytes, length);
+    bad = size < 0 || size % CACHE_ENTRY != 0;
+    for (ssize_t at = 0; at < size && !bad; at += CACHE_ENTRY) {
+        int64_t name = get_le32(bytes + at + 4), path = get_le32(bytes + at + 8);
+
+        bad = name < low || path < low || name >= high || path >= high;
+        put_le32(bytes + at + 4, (uint32_t)(name + moved));
+        put_le32(bytes + at + 8, (uint32_t)(path + moved));
+    }
+    if (!bad)
+        result = byte_string(ctx, bytes, (size_t)size);
+    js_free(ctx, bytes);
+    return result;
+}
+
 // SHA-256 (FIPS 180-4).
 struct sha256 {
     uint32_t state[8];
@@ -1659,6 +1823,8 @@ static JSValue sys_sha256(JSContext *ctx, JSValueConst this_val, int argc, JSVal
 
 static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("jsonEnd", 2, sys_json_end),
+    JS_CFUNC_DEF("cacheKey", 1, sys_cache_key),
+    JS_CFUNC_DEF("movedEntries", 4, sys_moved_entries),
     JS_CFUNC_DEF("sha256", 1, sys_sha256),
     JS_CFUNC_DEF("readText", 3, sys_read_text),
     JS_CFUNC_DEF("readBytes", 4, sys_read_bytes),
@@ -1674,6 +1840,7 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_MAGIC_DEF("mkdir", 2, sys_path_call, CALL_MKDIR),
     JS_CFUNC_DEF("rename", 2, sys_rename),
     JS_CFUNC_DEF("treeSymlink", 3, sys_tree_symlink),
+    JS_CFUNC_DEF("treeSymlinks", 3, sys_tree_symlinks),
     JS_CFUNC_DEF("treeWrite", 4, sys_tree_write),
     JS_CFUNC_DEF("treeMkdir", 3, sys_tree_mkdir),
     JS_CFUNC_DEF("treeBind", 3, sys_tree_bind),

@@ -8,6 +8,7 @@ import { generate } from "./generate.part.ts";
 import { gpusCommand } from "./gpus.ts";
 import { COMMON, type OptionKind, type Parsed, parseOptions, UsageError } from "./options.ts";
 import { applyCommand, planCommand } from "./plan.ts";
+import { watch } from "./watch.part.ts";
 
 interface Command {
   /** The words that name it. */
@@ -53,10 +54,10 @@ const COMMANDS: readonly Command[] = [
   { words: "cdi show", usage: "NAME", purpose: "one CDI device and its edits", options: {}, run: cdiShow },
   {
     words: "cdi generate",
-    usage: "[--output FILE|DIR|-] [--kind KIND] [--hook PATH | --no-hook] [--replace]",
+    usage: "[--output FILE|DIR|-] [--kind KIND] [--hook PATH | --no-hook] [--replace] [--watch]",
     purpose: "write the CDI specs of this machine",
-    options: { output: "one", kind: "one", hook: "one", "no-hook": "flag", replace: "flag" },
-    run: generate,
+    options: { output: "one", kind: "one", hook: "one", "no-hook": "flag", replace: "flag", watch: "flag" },
+    run: (sys, parsed) => (parsed.flag("watch") ? watch(sys, parsed) : generate(sys, parsed)),
   },
   { words: "cdi validate", usage: "FILE...", purpose: "check CDI spec files", options: {}, run: cdiValidate },
 ];

@@ -10,7 +10,7 @@ import { makeMachineSpecs } from "../host/generate.ts";
 import { type Host, readHost } from "../host/host.ts";
 import { Look, type Unseen } from "../host/look.ts";
 import { type Node, nodeAt } from "../host/node.ts";
-import { changedFacts } from "../host/origin.ts";
+import { changedFacts, type SpecOptions } from "../host/origin.ts";
 import { type Machine, openDefaultMachine } from "../plan/machine.ts";
 import { Receipts } from "../plan/receipt.ts";
 import { findRuntime } from "../shim/low-level.ts";
@@ -248,7 +248,13 @@ function editsOf(spec: Spec) {
 function differencesOf(sys: Sys, files: Files, path: string, isOwn: boolean): string[] {
   const was = readMade(files, path);
   if (was === undefined || changedFacts(files, was.origin.facts).length === 0) return [];
-  const { options } = was.origin;
+  let options: SpecOptions;
+  try {
+    options = was.origin.options;
+  } catch (thrown) {
+    if (thrown instanceof SluiceError) return [thrown.what]; // damaged: as good as stale
+    throw thrown;
+  }
   const made = isOwn ? makeMachineSpecs(sys, options) : makeSpecs(files, options);
   return differences(files, was, made.specs.find(({ spec }) => spec.kind === was.spec.kind)?.spec);
 }

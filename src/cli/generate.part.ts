@@ -34,7 +34,7 @@ export function generate(sys: Sys, parsed: Parsed): number {
   const made = make(task);
   if ("file" in task.output && task.output.file === "-") {
     const one = only(made, task);
-    tell(sys, made);
+    tell(sys, problemsOf(made, [], sys.euid));
     if (one === undefined) return EXIT.failed;
     sys.out(specText(one));
     return EXIT.done;
@@ -46,7 +46,7 @@ export function generate(sys: Sys, parsed: Parsed): number {
     );
   } else {
     report(sys, task, made, done);
-    tell(sys, made);
+    tell(sys, problemsOf(made, done, sys.euid));
   }
   return made.faults.length === 0 && done.every(({ state }) => state !== "left out") ? EXIT.done : EXIT.failed;
 }
@@ -146,19 +146,14 @@ function only({ specs, faults }: Made, { kind }: Task): MadeSpec | undefined {
   );
 }
 
-function report(sys: Sys, { machine, output }: Task, { specs }: Made, done: readonly Published[]): void {
+/** What was written, as a table; and other specs that it hides. */
+export function report(sys: Sys, { machine, output }: Task, { specs }: Made, done: readonly Published[]): void {
   if (specs.length === 0 && done.length === 0) {
     sys.out("No GPUs: nothing to write.\n");
     return;
   }
   const rows = done.map(({ kind, path, state, devices }) => [kind, path, state, devices.join(" ") || "-"]);
   sys.out(table(["KIND", "SPEC", "STATE", "DEVICES"], rows));
-  for (const { kind, why, state } of done) {
-    if (why === undefined) continue;
-    const remedy = state === "left out" ? "; remove it, or run this with --replace to move it aside" : "";
-    const line = state === "left out" ? `E_CDI_CONFLICT: the spec of ${kind} was left out: ${why}${remedy}` : why;
-    sys.err(`sluice: ${line}\n`);
-  }
   if ("file" in output) return;
   const ours = new Set(done.map(({ path }) => path));
   const hidden = openRegistry(machine.sys, machine.specDirs)
@@ -169,10 +164,19 @@ function report(sys: Sys, { machine, output }: Task, { specs }: Made, done: read
   }
 }
 
-/** Tells what is wrong, what was left out, and what could not be seen. */
-function tell(sys: Sys, made: Made): void {
-  for (const { what, remedy } of made.faults)
-    sys.err(`${errorLine(new SluiceError("E_DRIVER_MISMATCH", what, remedy))}\n`);
-  for (const notice of made.notices) sys.err(`sluice: ${printable(notice)}\n`);
-  for (const line of unseenLines(made.host.unseen, sys.euid)) sys.err(`sluice: ${line}\n`);
+/** What is wrong, what was left out, and what could not be seen: a line each, for standard error. */
+export function problemsOf(made: Made, done: readonly Published[], euid: number): string[] {
+  const told = done.flatMap(({ kind, why, state }): string[] => {
+    if (why === undefined) return [];
+    if (state !== "left out") return [why];
+    const remedy = "remove it, or run this with --replace to move it aside";
+    return [`E_CDI_CONFLICT: the spec of ${kind} was left out: ${why}; ${remedy}`];
+  });
+  const faults = made.faults.map(({ what, remedy }) => errorLine(new SluiceError("E_DRIVER_MISMATCH", what, remedy)));
+  const rest = [...told, ...made.notices.map(printable), ...unseenLines(made.host.unseen, euid)];
+  return [...faults, ...rest.map((line) => `sluice: ${line}`)];
+}
+
+export function tell(sys: Sys, lines: readonly string[]): void {
+  for (const line of lines) sys.err(`${line}\n`);
 }

@@ -1,5 +1,5 @@
 import { readElfHeader } from "../host/elf.ts";
-import { addToLdCache, type CachedLibrary, cacheFlags } from "../host/ld-cache.ts";
+import { addToLdCache, type CachedLibrary, cacheFlags, type Fast } from "../host/ld-cache.ts";
 import { OsError, printable, quote, reasonOf, SluiceError } from "../sys/error.ts";
 import { EXIT } from "../sys/exit.ts";
 import type { Sys, Tree } from "../sys/sys.ts";
@@ -65,7 +65,7 @@ export function cdiHook(sys: Sys): number {
   const newer = forwardCompatible(tree, task.driver);
   const searched = newer.length === 0 ? folders : [COMPATIBILITY, ...folders];
   const cached = [...newer, ...cachedLibraries(tree, libraries, links, tell)];
-  updateCache(rootfs, cached, folders, tell);
+  updateCache(rootfs, cached, folders, sys, tell);
   writeConfiguration(rootfs, searched, tell);
   return EXIT.done;
 }
@@ -161,14 +161,19 @@ function stampsIn(tree: Tree, folder: string, files: readonly string[]): string[
 }
 
 function linkLibraries(rootfs: Rootfs, libraries: readonly Library[]): void {
+  const folders = new Map<string, [name: string, target: string][]>();
   for (const { folder, file, soname } of libraries) {
     if (soname === file) continue;
-    const path = `${folder}/${soname}`;
+    const links = folders.get(folder);
+    if (links === undefined) folders.set(folder, [[soname, file]]);
+    else links.push([soname, file]);
+  }
+  for (const [folder, links] of folders) {
     try {
-      rootfs.change((tree) => tree.symlink(file, path));
+      rootfs.change((tree) => tree.symlinks(folder, links));
     } catch (thrown) {
       if (!(thrown instanceof OsError)) throw thrown;
-      throw linkError(path, thrown);
+      throw linkError(thrown.path, thrown);
     }
   }
 }
@@ -285,14 +290,15 @@ function updateCache(
   rootfs: Rootfs,
   libraries: readonly CachedLibrary[],
   folders: readonly string[],
+  fast: Fast,
   tell: Tell,
 ): void {
   const { tree } = rootfs;
   const old = readCache(tree, tell);
   if (old === undefined && !LOADERS.some((loader) => isThere(tree, loader))) return;
-  const added = addToLdCache(old ?? "", libraries);
+  const added = addToLdCache(old ?? "", libraries, fast);
   if (added === undefined) tell(`the image's ${CACHE} is damaged, and is replaced`);
-  const text = added ?? addToLdCache("", libraries);
+  const text = added ?? addToLdCache("", libraries, fast);
   if (text === undefined || text === old) return;
   try {
     rootfs.change((writable) => {

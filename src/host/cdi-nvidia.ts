@@ -2,12 +2,14 @@
 
 import type { DeviceNode, Hook, Mount } from "../cdi/spec.ts";
 import type { Files } from "../sys/sys.ts";
-import { ALL, Draft, type Fault, type MadeSpec } from "./draft.ts";
-import type { Capability, Driver, DriverLibrary } from "./driver.ts";
+import { ALL, Draft, type Fault, type MadeSpec, type Seen } from "./draft.ts";
+import { type Capability, type Driver, type DriverLibrary, libraryFolders } from "./driver.ts";
+import { PROC } from "./driver-version.ts";
 import type { MigDevice } from "./mig.ts";
 import type { Node } from "./node.ts";
-import type { Nvidia, NvidiaGpu } from "./nvidia.ts";
-import type { Fact, Feature, SpecOptions } from "./origin.ts";
+import { type Nvidia, type NvidiaGpu, SOCKETS } from "./nvidia.ts";
+import type { Feature, SpecOptions } from "./origin.ts";
+import { pciFolder } from "./pci.ts";
 
 const KIND = "nvidia.com/gpu";
 
@@ -43,20 +45,19 @@ export function nvidiaSpecs(
   files: Files,
   nvidia: Nvidia,
   options: SpecOptions,
-  facts: readonly Fact[],
+  seen: Seen,
   notices: string[],
   faults: Fault[],
 ): (MadeSpec | undefined)[] {
   if (nvidia.gpus.every((gpu) => gpu.index === undefined)) return [];
+  const draft = new Draft(files, KIND, seen, notices);
   const mismatch = mismatchOf(nvidia);
   if (mismatch !== undefined) {
+    awaitLibraries(draft);
     faults.push({ kind: KIND, ...mismatch });
     return [];
   }
-  return [
-    gpuSpec(new Draft(files, KIND, facts, notices), nvidia, options),
-    ...featureSpecs(files, nvidia, options, facts, notices),
-  ];
+  return [gpuSpec(draft, nvidia, options), ...featureSpecs(files, nvidia, options, seen, notices)];
 }
 
 /** The driver that is loaded works with libraries of its own version only: with others, no container would work. */
@@ -69,11 +70,19 @@ function mismatchOf({ driverVersion, driver }: Nvidia): Pick<Fault, "what" | "re
   };
 }
 
+/** Notes the folders where libraries that are missing now may appear, as in the middle of the driver's upgrade. */
+function awaitLibraries(draft: Draft): void {
+  for (const folder of libraryFolders(draft.look)) draft.fact("stamp", folder);
+}
+
 function gpuSpec(draft: Draft, nvidia: Nvidia, options: SpecOptions): MadeSpec | undefined {
   const all: DeviceNode[] = [];
   for (const gpu of nvidia.gpus) {
     if (gpu.index === undefined) continue;
     draft.fact("names", migFolder(gpu));
+    // Also of an instance that holds no compute instance yet: `nvidia-smi mig` makes the two one after the other.
+    const instances = draft.look.names(migFolder(gpu)).filter((name) => /^gi\d+$/.test(name));
+    for (const name of instances) draft.fact("names", `${migFolder(gpu)}/${name}`);
     const nodes = gpuNodes(draft, gpu, nvidia);
     if (nodes === undefined) continue;
     if (gpu.mig === undefined) {
@@ -83,7 +92,6 @@ function gpuSpec(draft: Draft, nvidia: Nvidia, options: SpecOptions): MadeSpec |
       continue;
     }
     for (const mig of gpu.mig) {
-      draft.fact("names", `${migFolder(gpu)}/gi${mig.gpuInstance}`);
       const access = capabilityNodes(draft, mig, nvidia.capsMajor);
       if (access === undefined) {
         draft.notices.push(`MIG device ${gpu.index}:${mig.index} has no capability nodes, and is left out`);
@@ -99,8 +107,10 @@ function gpuSpec(draft: Draft, nvidia: Nvidia, options: SpecOptions): MadeSpec |
 
   draft.common.env = ["NVIDIA_VISIBLE_DEVICES=void"]; // so that NVIDIA's own hook and runtime add nothing
   draft.common.deviceNodes = controlNodes(draft, nvidia);
+  for (const path of SOCKETS) draft.fact("kind", path);
   const { driver } = nvidia;
   if (driver === undefined || driver.libraries.length === 0) {
+    awaitLibraries(draft);
     draft.notices.push("no libraries of NVIDIA's driver were found: containers get device nodes only");
     return draft.finish(options);
   }
@@ -130,10 +140,15 @@ function gpuNodes(draft: Draft, gpu: NvidiaGpu, nvidia: Nvidia): { gpu: DeviceNo
     draft.notices.push(`${name} is excluded from the driver by its settings, and is left out`);
     return undefined;
   }
-  if (gpu.state === "lost" || gpu.pci === undefined || !draft.answers(gpu.pci)) {
+  // Of one that is lost too: it may answer again.
+  if (gpu.pci === undefined) draft.fact("head", `${pciFolder(gpu.address)}/config`);
+  const answers = gpu.pci !== undefined && draft.answers(gpu.pci);
+  if (gpu.state === "lost" || !answers) {
     draft.notices.push(`${name} is lost: it does not answer any more, and is left out`);
     return undefined;
   }
+  // Until somebody uses it, the driver does not know its UUID.
+  if (gpu.uuid === undefined) draft.fact("text", `${PROC}/gpus/${gpu.address}/information`);
   const node = gpu.minor === undefined ? undefined : draft.numbered(`/dev/nvidia${gpu.minor}`, nvidia.major, gpu.minor);
   if (node === undefined) {
     draft.notices.push(`${name} has no device node, and the driver does not tell its number: it is left out`);
@@ -250,7 +265,6 @@ function fileMount(draft: Draft, hostPath: string, capabilities: readonly Capabi
 }
 
 function socketMount(draft: Draft, path: string): Mount {
-  draft.fact("kind", path);
   draft.tag(path, "utility", "compute");
   return { hostPath: path, containerPath: path, type: "bind", options: SOCKET };
 }
@@ -314,13 +328,13 @@ function featureSpecs(
   files: Files,
   nvidia: Nvidia,
   options: SpecOptions,
-  facts: readonly Fact[],
+  seen: Seen,
   notices: string[],
 ): (MadeSpec | undefined)[] {
   const drafts = new Map<string, Draft>();
   for (const feature of options.features) {
     const [name, devices] = FEATURES[feature];
-    const draft = drafts.get(name) ?? new Draft(files, `nvidia.com/${name}`, facts, notices);
+    const draft = drafts.get(name) ?? new Draft(files, `nvidia.com/${name}`, seen, notices);
     drafts.set(name, draft);
     for (const [device, deviceNodes] of devices(nvidia, draft)) {
       if (deviceNodes.length > 0) draft.device([device], { deviceNodes, ...extras(feature, draft) });

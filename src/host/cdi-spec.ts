@@ -12,7 +12,7 @@ import type { DeviceNode } from "../cdi/spec.ts";
 import type { Files } from "../sys/sys.ts";
 import type { Amd } from "./amd.ts";
 import { nvidiaSpecs } from "./cdi-nvidia.ts";
-import { ALL, Draft, type Fault, type MadeSpec, survey } from "./draft.ts";
+import { ALL, Draft, type Fault, type MadeSpec, type Seen, type Surveyed, survey } from "./draft.ts";
 import { type Host, readHost } from "./host.ts";
 import type { IntelGpu } from "./intel.ts";
 import type { Fact, SpecOptions } from "./origin.ts";
@@ -24,6 +24,8 @@ export interface Made {
   readonly faults: readonly Fault[];
   /** Devices that were left out, and other things that a person should know: a line each. */
   readonly notices: readonly string[];
+  /** All that the specs rest on, and the want of specs too: as long as none has changed, they would be made the same. */
+  readonly facts: readonly Fact[];
   /** What the file of `SpecOptions.params` must hold; absent where no spec needs it. */
   readonly params?: string;
 }
@@ -36,22 +38,26 @@ export interface Made {
  */
 export function makeSpecs(files: Files, options: SpecOptions, smi?: string): Made {
   // Before anything else is read: what changes in between must show as changed.
-  const facts = { nvidia: survey(files, ["nvidia"]), amd: survey(files, ["amd"]), intel: survey(files, ["intel"]) };
+  const all = new Map<string, Fact>();
+  const seen = (of: Surveyed): Seen => ({ survey: survey(files, of), all });
+  const [nvidia, amd, intel, features] = [seen("nvidia"), seen("amd"), seen("intel"), seen("features")];
   const host = readHost(files, smi);
   const notices: string[] = [];
   const faults: Fault[] = [];
   const drafts = [
-    ...nvidiaSpecs(files, host.nvidia, options, facts.nvidia, notices, faults),
-    amdSpec(files, host.amd, facts.amd, notices)?.finish(options),
-    intelSpec(files, host.intel, facts.intel, notices)?.finish(options),
+    ...nvidiaSpecs(files, host.nvidia, options, nvidia, notices, faults),
+    amdSpec(files, host.amd, amd, notices)?.finish(options),
+    intelSpec(files, host.intel, intel, notices)?.finish(options),
   ];
   const specs = drafts.filter((one) => one !== undefined);
   const params = options.params === "" ? undefined : host.nvidia.params;
-  return { host, specs, faults, notices, ...(params === undefined ? {} : { params }) };
+  const own = options.features.length === 0 ? [] : features.survey;
+  const facts = [...own, ...[nvidia, amd, intel].flatMap(({ survey }) => survey), ...all.values()];
+  return { host, specs, faults, notices, facts, ...(params === undefined ? {} : { params }) };
 }
 
-function amdSpec(files: Files, amd: Amd, facts: readonly Fact[], notices: string[]): Draft | undefined {
-  const draft = new Draft(files, "amd.com/gpu", facts, notices);
+function amdSpec(files: Files, amd: Amd, seen: Seen, notices: string[]): Draft | undefined {
+  const draft = new Draft(files, "amd.com/gpu", seen, notices);
   const all: DeviceNode[] = [];
   draft.fact("names", "/sys/class/kfd/kfd/topology/nodes");
   for (const { pci, uniqueId, devices } of amd.gpus) {
@@ -81,13 +87,8 @@ function nameOf(text: string | undefined): string | undefined {
   return text !== undefined && /^[0-9a-f]{8,32}$/.test(text) ? text : undefined;
 }
 
-function intelSpec(
-  files: Files,
-  gpus: readonly IntelGpu[],
-  facts: readonly Fact[],
-  notices: string[],
-): Draft | undefined {
-  const draft = new Draft(files, "intel.com/gpu", facts, notices);
+function intelSpec(files: Files, gpus: readonly IntelGpu[], seen: Seen, notices: string[]): Draft | undefined {
+  const draft = new Draft(files, "intel.com/gpu", seen, notices);
   const all: DeviceNode[] = [];
   for (const { index, pci, drm } of gpus) {
     const deviceNodes = draft.answers(pci) ? drm.map((node) => draft.node(node)) : [];

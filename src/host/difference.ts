@@ -1,7 +1,7 @@
 /** What has changed on a machine since a CDI spec was made of it, told to a person. */
 
 import { readSpecFile } from "../cdi/read.part.ts";
-import type { Device, Spec } from "../cdi/spec.ts";
+import type { ContainerEdits, Device, Spec } from "../cdi/spec.ts";
 import { OsError, printable } from "../sys/error.ts";
 import type { Files } from "../sys/sys.ts";
 import type { MadeSpec } from "./draft.ts";
@@ -32,16 +32,25 @@ export function readMade(files: Files, path: string): MadeSpec | undefined {
  * @param now the spec as it would be made now; absent where it cannot be, or the machine has no such device any more
  */
 export function differences(files: Files, was: MadeSpec, now: Spec | undefined): string[] {
-  const facts = changedFacts(files, was.origin.facts).flatMap((fact) => {
-    return factLines(fact, lookAt(files, fact.look, fact.path));
-  });
-  const lines = [...facts, ...fileLines(files, was.spec, now), ...deviceLines(was.spec, now)];
-  return [...new Set(lines)].map(printable);
+  const lines = [...factDifferences(files, was.origin.facts), ...specDifferences(files, was.spec, now)];
+  return [...new Set(lines)];
+}
+
+/** Those of `differences` that facts tell. */
+export function factDifferences(files: Files, facts: readonly Fact[]): string[] {
+  const changed = changedFacts(files, facts);
+  return changed.flatMap((fact) => factLines(fact, lookAt(files, fact.look, fact.path))).map(printable);
+}
+
+/** Those of `differences` that two specs of one kind tell; absent where there is none. */
+export function specDifferences(files: Files, was: Spec | undefined, now: Spec | undefined): string[] {
+  return [...fileLines(files, was, now), ...numberLines(was, now), ...deviceLines(was, now)].map(printable);
 }
 
 /** The first of them, as one text. */
 export function summary(lines: readonly string[]): string {
-  const more = lines.length > SHOWN ? [`${lines.length - SHOWN} more differences`] : [];
+  const left = lines.length - SHOWN;
+  const more = left > 0 ? [left === 1 ? "1 more difference" : `${left} more differences`] : [];
   return [...lines.slice(0, SHOWN), ...more].join(", ");
 }
 
@@ -72,6 +81,8 @@ function textLine(path: string, saw: string, now: string): string | undefined {
   }
   // Every driver of the machine is in there: what it means for the spec, its nodes tell.
   if (path === "/proc/devices") return undefined;
+  // Of a GPU that nobody has used yet: when its UUID is known, that is a new device.
+  if (path.endsWith("/information")) return undefined;
   return `${path}: ${saw || "nothing"} -> ${now || "nothing"}`;
 }
 
@@ -108,7 +119,7 @@ function instances(names: string): string {
   return found.length === 0 ? "none" : found.join(" ");
 }
 
-function fileLines(files: Files, was: Spec, now: Spec | undefined): string[] {
+function fileLines(files: Files, was: Spec | undefined, now: Spec | undefined): string[] {
   const [before, after] = [hostPaths(was), hostPaths(now)];
   const missing = before.filter((path) => !after.includes(path));
   const gone = missing.filter((path) => lookAt(files, "kind", path) === "");
@@ -128,21 +139,38 @@ function told(paths: readonly string[], what: string): string[] {
 
 /** The files of the machine that a spec mounts. */
 function hostPaths(spec: Spec | undefined): string[] {
-  const edits = [spec?.containerEdits ?? {}, ...(spec?.devices ?? []).map((device) => device.containerEdits)];
-  return [...new Set(edits.flatMap(({ mounts = [] }) => mounts.map((mount) => mount.hostPath)))];
+  return [...new Set(editsOf(spec).flatMap(({ mounts = [] }) => mounts.map((mount) => mount.hostPath)))];
 }
 
-function deviceLines(was: Spec, now: Spec | undefined): string[] {
+function editsOf(spec: Spec | undefined): ContainerEdits[] {
+  return [spec?.containerEdits ?? {}, ...(spec?.devices ?? []).map((device) => device.containerEdits)];
+}
+
+/** Nodes whose numbers stand in the spec, as the machine has none of them, and are others now. */
+function numberLines(was: Spec | undefined, now: Spec | undefined): string[] {
+  const after = pinned(now);
+  return [...pinned(was)].flatMap(([path, numbers]) => {
+    const other = after.get(path);
+    return other === undefined || other === numbers ? [] : [`${path} has the numbers ${other}, and had ${numbers}`];
+  });
+}
+
+/** `major:minor` by path. */
+function pinned(spec: Spec | undefined): Map<string, string> {
+  const nodes = editsOf(spec).flatMap(({ deviceNodes = [] }) => deviceNodes);
+  return new Map(nodes.flatMap(({ path, major, minor }) => (major === undefined ? [] : [[path, `${major}:${minor}`]])));
+}
+
+function deviceLines(was: Spec | undefined, now: Spec | undefined): string[] {
   const nodesOf = ({ containerEdits }: Device): string =>
     (containerEdits.deviceNodes ?? []).map((node) => node.path).join(" ");
-  const after = new Map((now?.devices ?? []).map((device) => [device.name, nodesOf(device)]));
-  const lines: string[] = [];
-  for (const device of was.devices) {
-    const nodes = after.get(device.name);
-    if (nodes === undefined) lines.push(`${was.kind}=${device.name} is gone`);
-    else if (nodes !== nodesOf(device)) lines.push(`${was.kind}=${device.name} has other nodes`);
-  }
-  const known = new Set(was.devices.map((device) => device.name));
-  for (const name of after.keys()) if (!known.has(name)) lines.push(`${was.kind}=${name} is new`);
-  return lines;
+  const devicesOf = (spec: Spec | undefined): Map<string, string> =>
+    new Map((spec?.devices ?? []).map((device) => [`${spec?.kind}=${device.name}`, nodesOf(device)]));
+  const [before, after] = [devicesOf(was), devicesOf(now)];
+  const lines = [...before].flatMap(([name, nodes]) => {
+    const then = after.get(name);
+    if (then === undefined) return [`${name} is gone`];
+    return then === nodes ? [] : [`${name} has other nodes`];
+  });
+  return [...lines, ...[...after.keys()].filter((name) => !before.has(name)).map((name) => `${name} is new`)];
 }

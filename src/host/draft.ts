@@ -6,7 +6,7 @@ import type { Files } from "../sys/sys.ts";
 import type { Capability } from "./driver.ts";
 import { Look } from "./look.ts";
 import { type Node, nodeAt } from "./node.ts";
-import { type Fact, type FactLook, lookAt, type Origin, type SpecOptions } from "./origin.ts";
+import { type Fact, type FactLook, glanceAt, lookAt, type Origin, type SpecOptions } from "./origin.ts";
 import { type PciDevice, pciFolder } from "./pci.ts";
 
 export interface MadeSpec {
@@ -46,11 +46,19 @@ const SURVEY = {
   ],
 } as const satisfies Record<string, readonly (readonly [look: FactLook, path: string])[]>;
 
-type Surveyed = keyof typeof SURVEY;
+export type Surveyed = keyof typeof SURVEY;
 
 /** The facts by which a machine, also one without any spec, shows that it may need another one. */
-export function survey(files: Files, of: readonly Surveyed[] = ["nvidia", "amd", "intel", "features"]): Fact[] {
-  return of.flatMap((one) => SURVEY[one].map(([look, path]) => ({ look, path, saw: lookAt(files, look, path) })));
+export function survey(files: Files, of: Surveyed): Fact[] {
+  return SURVEY[of].map(([look, path]) => ({ look, path, saw: lookAt(files, look, path) }));
+}
+
+/** What is known of a machine before a draft begins, and what all drafts have looked at. */
+export interface Seen {
+  /** Facts that the draft begins with. */
+  readonly survey: readonly Fact[];
+  /** By look and path. Drafts add theirs, so that it is known too what a spec rests on that came to nothing. */
+  readonly all: Map<string, Fact>;
 }
 
 /** A spec in the making: its edits, and what they rest on. */
@@ -61,29 +69,37 @@ export class Draft {
   readonly notices: string[];
   readonly #devices: Device[] = [];
   readonly #facts = new Map<string, Fact>();
+  readonly #expected: Fact[] = [];
+  readonly #seen: Seen["all"];
   readonly #capabilities = new Map<Capability, Set<string>>();
 
-  constructor(files: Files, kind: string, facts: readonly Fact[], notices: string[]) {
+  constructor(files: Files, kind: string, { survey: facts, all }: Seen, notices: string[]) {
     this.look = new Look(files);
     this.kind = kind;
     this.notices = notices;
-    for (const fact of facts) this.#facts.set(`${fact.look} ${fact.path}`, fact);
+    this.#seen = all;
+    for (const fact of facts) this.#note(fact);
+  }
+
+  #note(fact: Fact): void {
+    const key = `${fact.look} ${fact.path}`;
+    this.#facts.set(key, fact);
+    this.#seen.set(key, fact);
   }
 
   /** Looks at a place, and notes what is there as one of the things that the spec rests on. */
   fact(look: FactLook, path: string): string {
+    // What another draft has seen there counts: it was before, and what changed in between must show.
     const key = `${look} ${path}`;
-    let known = this.#facts.get(key);
-    if (known === undefined) {
-      known = { look, path, saw: lookAt(this.look.files, look, path) };
-      this.#facts.set(key, known);
-    }
-    return known.saw;
+    const fact = this.#facts.get(key) ??
+      this.#seen.get(key) ?? { look, path, saw: lookAt(this.look.files, look, path) };
+    this.#note(fact);
+    return fact.saw;
   }
 
   /** Notes a thing that the spec rests on and that will be there once it is published. */
   expect(look: FactLook, path: string, saw: string): void {
-    this.#facts.set(`${look} ${path}`, { look, path, saw });
+    this.#expected.push({ look, path, saw });
   }
 
   /** Whether a PCI function still answers. A virtual function has no ids of its own to answer with. */
@@ -146,7 +162,9 @@ export class Draft {
     };
     spec.cdiVersion = minimumVersion(spec).version;
     const capabilities = Object.fromEntries([...this.#capabilities].map(([name, paths]) => [name, [...paths]]));
-    return { spec, origin: { facts: [...this.#facts.values()], driver, options, capabilities } };
+    const seen = [...this.#facts.values()];
+    const glance = glanceAt(this.look.files, seen);
+    return { spec, origin: { facts: [...seen, ...this.#expected], glance, driver, options, capabilities } };
   }
 }
 

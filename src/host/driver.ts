@@ -1,4 +1,5 @@
 import { readElf } from "./elf.ts";
+import { parseLdCache } from "./ld-cache.ts";
 import type { Look } from "./look.ts";
 
 /** What a container may ask of a driver (`NVIDIA_DRIVER_CAPABILITIES`, reference nvidia-amd-cdi.md 1.4). */
@@ -53,6 +54,9 @@ const LIBRARY_FOLDERS = [
   "/run/opengl-driver/lib",
   "/run/opengl-driver-32/lib",
 ];
+
+/** Bytes. A cache of 5000 libraries has a tenth of that. */
+const MAX_CACHE = 4 << 20;
 
 /** Below a library folder: drivers of VDPAU and of GBM. */
 const SUBFOLDERS = ["", "/vdpau", "/gbm"];
@@ -126,7 +130,9 @@ const X_FOLDERS = ["/usr/lib/xorg/modules", "/usr/lib64/xorg/modules", "/usr/lib
  * @returns `undefined` where there is none
  */
 export function readDriver(look: Look, loaded: string | undefined): Driver | undefined {
-  const folders = libraryFolders(look);
+  const usual = libraryFolders(look);
+  const isUsual = usual.some((folder) => versionsIn(look, folder).length > 0);
+  const folders = isUsual ? usual : [...usual, ...cachedFolders(look)];
   const present = [...new Set(folders.flatMap((folder) => versionsIn(look, folder)))];
   const version = loaded ?? present[0];
   if (version === undefined) return undefined;
@@ -145,7 +151,7 @@ export function readDriver(look: Look, loaded: string | undefined): Driver | und
 }
 
 /** Those that are there, each once: of /lib and /usr/lib one is a link to the other on most machines. */
-function libraryFolders(look: Look): string[] {
+export function libraryFolders(look: Look): string[] {
   const seen = new Set<string>();
   return LIBRARY_FOLDERS.flatMap((folder) => SUBFOLDERS.map((below) => `${folder}${below}`)).filter((folder) => {
     const stat = look.stat(folder);
@@ -155,6 +161,13 @@ function libraryFolders(look: Look): string[] {
   });
 }
 
+/** Where the loader finds libcuda in a folder that no distribution has: somebody named it in /etc/ld.so.conf. */
+function cachedFolders(look: Look): string[] {
+  const cache = parseLdCache(look.bytes("/etc/ld.so.cache", MAX_CACHE) ?? "") ?? [];
+  const paths = cache.flatMap(({ name, path }) => (name === "libcuda.so.1" && path.startsWith("/") ? [path] : []));
+  return [...new Set(paths.map((path) => path.slice(0, path.lastIndexOf("/"))))];
+}
+
 /** The versions of libcuda in a folder: `libcuda.so.580.65.06`. */
 function versionsIn(look: Look, folder: string): string[] {
   return look.names(folder).flatMap((name) => /^libcuda\.so\.(\d+\.[\d.]+)$/.exec(name)?.[1] ?? []);
@@ -162,7 +175,7 @@ function versionsIn(look: Look, folder: string): string[] {
 
 function librariesIn(look: Look, folder: string, version: string): DriverLibrary[] {
   return look.names(folder).flatMap((name): DriverLibrary[] => {
-    const isVersioned = name.startsWith("lib") && name.endsWith(`.so.${version}`);
+    const isVersioned = /^lib[\w.+-]+$/.test(name) && name.endsWith(`.so.${version}`);
     if (!isVersioned && !OWN_VERSION.test(name)) return [];
     const path = `${folder}/${name}`;
     const stem = name.slice("lib".length, name.indexOf(".so."));

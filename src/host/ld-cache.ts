@@ -1,3 +1,5 @@
+import type { Sys } from "../sys/sys.ts";
+
 /**
  * The cache of glibc's loader, /etc/ld.so.cache: which file to load for a name. Format and order are those of glibc's
  * `sysdeps/generic/dl-cache.h`, `elf/dl-cache.c` and `elf/cache.c`. All numbers are little-endian; offsets count from the
@@ -29,7 +31,7 @@ const MAX_SECTIONS = 16;
 const MAX_HWCAPS = 64 << 10;
 const MAX_NAME = 256;
 const MAX_PATH = 4096;
-/** Bytes of a cache, so that offsets have three. One of 5000 libraries has some 400 KiB. */
+/** Bytes of a cache. One of 5000 libraries has some 400 KiB. */
 const MAX_SIZE = 8 << 20;
 /** Of the byte order in the header. Before glibc 2.33 it was not written, and 0. */
 const LITTLE_ENDIAN = 2;
@@ -50,8 +52,10 @@ export function cacheFlags(machine: number, bits: 32 | 64): number | undefined {
 
 /** The libraries that a cache names, each with the name that it is asked for; `undefined` where it is none. */
 export function parseLdCache(text: string): (CachedLibrary & { readonly name: string })[] | undefined {
-  const cache = open(text);
-  if (cache === undefined || rebased(cache, 0, cache.count, 0) === undefined) return undefined;
+  const cache = open(text, {});
+  if (cache === undefined) return undefined;
+  const strings = HEADER + ENTRY * cache.count;
+  if (movedEntries(cache.bytes.slice(HEADER, strings), strings, cache.bytes.length, 0) === undefined) return undefined;
   return Array.from({ length: cache.count }, (_, i) => {
     const at = HEADER + ENTRY * i;
     const flags = u32(cache.bytes, at);
@@ -64,17 +68,18 @@ export function parseLdCache(text: string): (CachedLibrary & { readonly name: st
  * Earlier ones of `libraries` come before later ones. One that has them already is given as it is.
  *
  * @param text of one character a byte, as the result; "" for an empty cache
+ * @param fast faster ways than ours to do what would take most of the time
  * @returns `undefined` where `text` is no cache that the loader would take
  */
-export function addToLdCache(text: string, libraries: readonly CachedLibrary[]): string | undefined {
-  const cache = open(text === "" ? emptyCache() : text);
+export function addToLdCache(text: string, libraries: readonly CachedLibrary[], fast: Fast = {}): string | undefined {
+  const cache = open(text === "" ? emptyCache() : text, fast);
   if (cache === undefined) return undefined;
   const groups: Group[] = [];
   let searched = 0;
-  for (const { name, libraries: wanted } of byName(libraries)) {
-    const from = firstOf(cache, name, searched);
+  for (const [key, wanted] of byName(libraries, cache.fast.cacheKey)) {
+    const from = firstOf(cache, key, searched);
     let to = from;
-    while (to < cache.count && compareNames(keyAt(cache, to), name) === 0) to++;
+    while (to < cache.count && keyAt(cache, to) === key) to++;
     searched = to;
     if (!wanted.every((library, i) => from + i < to && isSame(cache, from + i, library))) {
       groups.push({ from, to, libraries: wanted });
@@ -82,6 +87,8 @@ export function addToLdCache(text: string, libraries: readonly CachedLibrary[]):
   }
   return groups.length === 0 ? text : insert(cache, groups);
 }
+
+export type Fast = Pick<Sys, "cacheKey" | "movedEntries">;
 
 /** Libraries of one name, and which entries have that name. */
 interface Group {
@@ -99,10 +106,11 @@ interface Cache {
   /** Offset of the extensions, or 0. */
   readonly extensions: number;
   /** Of the entries that were looked at. */
-  readonly keys: Map<number, Name>;
+  readonly keys: Map<number, string>;
+  readonly fast: Required<Fast>;
 }
 
-function open(text: string): Cache | undefined {
+function open(text: string, fast: Fast): Cache | undefined {
   let start = 0;
   if (text.slice(0, OLD_MAGIC.length) === OLD_MAGIC) {
     start = Math.ceil((OLD_HEADER + OLD_ENTRY * u32(text, OLD_HEADER - 4)) / 8) * 8;
@@ -116,7 +124,9 @@ function open(text: string): Cache | undefined {
     text.length <= MAX_SIZE &&
     HEADER + ENTRY * count <= bytes.length &&
     (order === 0 || order === LITTLE_ENDIAN);
-  return isCache ? { bytes, count, start, extensions, keys: new Map() } : undefined;
+  if (!isCache) return undefined;
+  const ways = { cacheKey: fast.cacheKey ?? cacheKey, movedEntries: fast.movedEntries ?? movedEntries };
+  return { bytes, count, start, extensions, keys: new Map(), fast: ways };
 }
 
 function emptyCache(): string {
@@ -124,47 +134,51 @@ function emptyCache(): string {
 }
 
 /** By the name of their files, in the cache's order. */
-function byName(libraries: readonly CachedLibrary[]): { name: Name; libraries: readonly CachedLibrary[] }[] {
+function byName(
+  libraries: readonly CachedLibrary[],
+  keyOf: Required<Fast>["cacheKey"],
+): Map<string, readonly CachedLibrary[]> {
   const groups = new Map<string, CachedLibrary[]>();
   for (const library of libraries) {
-    const name = library.path.slice(library.path.lastIndexOf("/") + 1);
-    const group = groups.get(name);
-    if (group === undefined) groups.set(name, [library]);
+    const key = keyOf(library.path.slice(library.path.lastIndexOf("/") + 1));
+    const group = groups.get(key);
+    if (group === undefined) groups.set(key, [library]);
     else group.push(library);
   }
   for (const group of groups.values()) if (group.length > 1) group.sort((a, b) => b.flags - a.flags);
-  const named = [...groups].map(([name, group]) => ({ name: keyOf(name), libraries: group }));
-  return named.sort((a, b) => compareNames(b.name, a.name));
+  // Without a function that compares, the engine does it itself.
+  const keys = [...groups.keys()].sort().reverse();
+  return new Map(keys.map((key) => [key, groups.get(key) ?? []]));
 }
 
 /**
  * The number of the first entry, from `start` on, whose name does not sort before this one. It looks near the start
  * first, where it mostly is: a driver's names stand together.
  */
-function firstOf(cache: Cache, name: Name, start: number): number {
+function firstOf(cache: Cache, key: string, start: number): number {
   let low = start;
   let high = start;
-  for (let step = 1; high < cache.count && isBefore(cache, high, name); step *= 2) {
+  for (let step = 1; high < cache.count && isBefore(cache, high, key); step *= 2) {
     low = high + 1;
     high += step;
   }
   if (high > cache.count) high = cache.count;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (isBefore(cache, middle, name)) low = middle + 1;
+    if (isBefore(cache, middle, key)) low = middle + 1;
     else high = middle;
   }
   return low;
 }
 
-function isBefore(cache: Cache, entry: number, name: Name): boolean {
-  return compareNames(keyAt(cache, entry), name) > 0;
+function isBefore(cache: Cache, entry: number, key: string): boolean {
+  return keyAt(cache, entry) > key;
 }
 
-function keyAt(cache: Cache, entry: number): Name {
+function keyAt(cache: Cache, entry: number): string {
   let key = cache.keys.get(entry);
   if (key === undefined) {
-    key = keyOf(nameAt(cache, entry));
+    key = cache.fast.cacheKey(nameAt(cache, entry));
     cache.keys.set(entry, key);
   }
   return key;
@@ -186,15 +200,16 @@ const NO_HWCAP = "\0".repeat(8);
 /** The cache with each group's libraries at its place, for those of them that stand in it there. */
 function insert(cache: Cache, groups: readonly Group[]): string | undefined {
   const { bytes } = cache;
-  const isOurs = (group: Group, entry: number): boolean =>
-    group.libraries.some((library) => isSame(cache, entry, library));
+  const isOurs = (libraries: Group["libraries"], entry: number): boolean =>
+    libraries.some((library) => isSame(cache, entry, library));
   let count = cache.count;
-  let strings = "";
-  for (const group of groups) {
-    for (let i = group.from; i < group.to; i++) if (isOurs(group, i)) count--;
-    count += group.libraries.length;
-    for (const { path } of group.libraries) strings += `${path}\0`;
+  const paths: string[] = [];
+  for (const { from, to, libraries } of groups) {
+    for (let i = from; i < to; i++) if (isOurs(libraries, i)) count--;
+    count += libraries.length;
+    for (const { path } of libraries) paths.push(path);
   }
+  let strings = `${paths.join("\0")}\0`;
   // The extensions are aligned to four bytes.
   strings += "\0".repeat((4 - (strings.length % 4)) % 4);
   const stringsAt = HEADER + ENTRY * count;
@@ -202,21 +217,24 @@ function insert(cache: Cache, groups: readonly Group[]): string | undefined {
   const moved = stringsAt + strings.length - oldStringsAt;
 
   const rest = extended(cache, moved);
-  const parts: (string | undefined)[] = [];
+  const entries = cache.fast.movedEntries(bytes.slice(HEADER, oldStringsAt), oldStringsAt, bytes.length, moved);
+  if (rest === undefined || entries === undefined) return undefined;
+  const parts: string[] = [];
   let copied = 0;
   let string = stringsAt;
   for (const group of groups) {
-    parts.push(rebased(cache, copied, group.from, moved));
+    parts.push(entries.slice(ENTRY * copied, ENTRY * group.from));
     for (const { path, flags } of group.libraries) {
       const name = string + path.lastIndexOf("/") + 1;
-      parts.push(le(flags) + le(name) + le(string) + UNUSED + NO_HWCAP);
+      parts.push(entryOf(flags, name, string));
       string += path.length + 1;
     }
-    for (let i = group.from; i < group.to; i++) if (!isOurs(group, i)) parts.push(rebased(cache, i, i + 1, moved));
+    for (let i = group.from; i < group.to; i++) {
+      if (!isOurs(group.libraries, i)) parts.push(entries.slice(ENTRY * i, ENTRY * (i + 1)));
+    }
     copied = group.to;
   }
-  parts.push(rebased(cache, copied, cache.count, moved));
-  if (rest === undefined || parts.includes(undefined)) return undefined;
+  parts.push(entries.slice(ENTRY * copied));
   const extensions = cache.extensions === 0 ? 0 : cache.extensions + moved;
   return (
     MAGIC +
@@ -231,27 +249,37 @@ function insert(cache: Cache, groups: readonly Group[]): string | undefined {
   );
 }
 
-const UNUSED = "\0".repeat(4);
+/** In one call, since each of `le` costs as much. Places are below `MAX_SIZE`. */
+function entryOf(f: number, n: number, p: number): string {
+  return (
+    String.fromCharCode(
+      f & 0xff,
+      f >> 8,
+      0,
+      0,
+      n & 0xff,
+      (n >> 8) & 0xff,
+      n >> 16,
+      0,
+      p & 0xff,
+      (p >> 8) & 0xff,
+      p >> 16,
+    ) + UNUSED
+  );
+}
 
-/**
- * Some of the entries, for strings that have moved; `undefined` where one is not in the file. Most of the time goes here,
- * so numbers are taken apart in place: none has a fourth byte (`MAX_SIZE`).
- */
-function rebased({ bytes, count }: Cache, from: number, to: number, moved: number): string | undefined {
-  const strings = HEADER + ENTRY * count;
-  const end = HEADER + ENTRY * to;
-  const entries: string[] = []; // a text that grows would be copied again and again
-  for (let at = HEADER + ENTRY * from; at < end; at += ENTRY) {
-    const name = bytes.charCodeAt(at + 4) + (bytes.charCodeAt(at + 5) << 8) + (bytes.charCodeAt(at + 6) << 16);
-    const path = bytes.charCodeAt(at + 8) + (bytes.charCodeAt(at + 9) << 8) + (bytes.charCodeAt(at + 10) << 16);
-    if (bytes.charCodeAt(at + 7) !== 0 || bytes.charCodeAt(at + 11) !== 0) return undefined;
-    if (name < strings || path < strings || name >= bytes.length || path >= bytes.length) return undefined;
-    const n = name + moved;
-    const p = path + moved;
-    const numbers = String.fromCharCode(n & 0xff, (n >> 8) & 0xff, n >> 16, 0, p & 0xff, (p >> 8) & 0xff, p >> 16, 0);
-    entries.push(bytes.slice(at, at + 4) + numbers + bytes.slice(at + 12, at + ENTRY));
+/** The last byte of the path's place, what is unused, and no hwcap. */
+const UNUSED = "\0".repeat(1 + 4 + 8);
+
+/** The entries, for strings that have moved; `undefined` where one's are not between `low` and `high` (`Sys.movedEntries`). */
+function movedEntries(entries: string, low: number, high: number, moved: number): string | undefined {
+  const parts: string[] = [];
+  for (let at = 0; at < entries.length; at += ENTRY) {
+    const [name, path] = [u32(entries, at + 4), u32(entries, at + 8)];
+    if (name < low || path < low || name >= high || path >= high) return undefined;
+    parts.push(entries.slice(at, at + 4) + le(name + moved) + le(path + moved) + entries.slice(at + 12, at + ENTRY));
   }
-  return entries.join("");
+  return parts.join("");
 }
 
 /** What is behind the entries, for a place that has moved; `undefined` where the extensions are none. */
@@ -305,64 +333,29 @@ function le(value: number): string {
   return String.fromCharCode(value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24);
 }
 
-/** A name, ready to be compared. */
-interface Name {
-  /** What is before the first digit, and where there is one, a character that sorts behind all others. */
-  readonly start: string;
-  /** From the first digit on. */
-  readonly rest: string;
-}
-
-function keyOf(name: string): Name {
-  const end = name.length;
-  for (let at = 0; at < end; at++) {
-    const code = name.charCodeAt(at);
-    if (code < 0x3a && code > 0x2f) return { start: `${name.slice(0, at)}\uffff`, rest: name.slice(at) };
-  }
-  return { start: name, rest: "" };
-}
-
 /**
- * The order of names in the cache (`_dl_cache_libcmp`), of which the greatest comes first: digits by their number and
- * behind everything else, the rest by its bytes.
+ * A text that sorts by its characters as a name does in the cache (`_dl_cache_libcmp`), where the greatest comes first:
+ * digits by their number and behind everything else, the rest by its bytes. So a number is one character, behind all
+ * bytes and greater for more digits, and then its digits.
  */
-function compareNames(a: Name, b: Name): number {
-  if (a.start !== b.start) return a.start < b.start ? -1 : 1;
-  return a.rest === b.rest ? 0 : compareRests(a.rest, b.rest);
+function cacheKey(name: string): string {
+  let key = "";
+  let copied = 0;
+  for (let at = 0; at < name.length; at++) {
+    if (!isDigit(name.charCodeAt(at))) continue;
+    let first = at;
+    while (isDigit(name.charCodeAt(at))) at++;
+    key += name.slice(copied, first);
+    while (first < at && name.charCodeAt(first) === 0x30) first++;
+    key += String.fromCharCode(0x8000 + Math.min(at - first, MAX_DIGITS));
+    copied = first;
+  }
+  return key === "" ? name : key + name.slice(copied);
 }
 
-function compareRests(a: string, b: string): number {
-  let i = 0;
-  let j = 0;
-  for (;;) {
-    // Behind a text's end is NaN, which here is 0, as in C.
-    const x = a.charCodeAt(i) || 0;
-    const y = b.charCodeAt(j) || 0;
-    if (isDigit(x) && isDigit(y)) {
-      const p = digitsEnd(a, i);
-      const q = digitsEnd(b, j);
-      const m = Number(a.slice(i, p));
-      const n = Number(b.slice(j, q));
-      if (m !== n) return m < n ? -1 : 1;
-      i = p;
-      j = q;
-    } else if (x !== y) {
-      return isDigit(x) ? 1 : isDigit(y) ? -1 : x - y;
-    } else if (x === 0) {
-      return 0;
-    } else {
-      i++;
-      j++;
-    }
-  }
-}
+/** More would need another form of the first character; no name of a file has so many. */
+const MAX_DIGITS = 0xfff;
 
 function isDigit(code: number): boolean {
-  return code >= 0x30 && code <= 0x39;
-}
-
-function digitsEnd(text: string, start: number): number {
-  let at = start;
-  while (isDigit(text.charCodeAt(at))) at++;
-  return at;
+  return code < 0x3a && code > 0x2f;
 }

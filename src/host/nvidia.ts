@@ -77,6 +77,9 @@ export interface Nvidia {
   readonly params?: string;
 }
 
+/** Of the persistence daemon and the fabric manager, which run where the administrator wants them. */
+export const SOCKETS: readonly string[] = ["/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket"];
+
 /**
  * Everything of NVIDIA's on a machine with its own driver; Tegra and WSL are not of this kind.
  *
@@ -112,9 +115,7 @@ export function readNvidia(look: Look, functions: readonly PciDevice[], smi?: st
     gds: nodesIn(look, "/dev", /^nvidia-fs\d+$/),
     gdrcopy: nodesIn(look, "/dev", /^gdrdrv$/),
     mofed: nodesIn(look, "/dev/infiniband", /^(?:uverbs\d+|rdma_cm)$/),
-    sockets: ["/run/nvidia-persistenced/socket", "/run/nvidia-fabricmanager/socket"].filter(
-      (path) => look.stat(path)?.kind === "socket",
-    ),
+    sockets: SOCKETS.filter((path) => look.stat(path)?.kind === "socket"),
     ...(major === undefined ? {} : { major }),
     ...(uvmMajor === undefined ? {} : { uvmMajor }),
     ...(capsMajor === undefined ? {} : { capsMajor }),

@@ -90,7 +90,8 @@ export function publish(sys: Sys, dir: string, made: Made, replace: boolean, onl
   const kinds = new Set(made.specs.map(({ spec }) => spec.kind));
   for (const kind of KINDS) {
     const path = specPath(dir, kind);
-    if (kinds.has(kind) || (only !== undefined && only !== kind) || sys.lstat(path) === undefined) continue;
+    if (kinds.has(kind) || (only !== undefined && only !== kind)) continue;
+    if (writing(path, () => sys.lstat(path)) === undefined) continue;
     remove(sys, path);
     done.push({ kind, path, state: "removed", devices: [] });
   }
@@ -152,10 +153,12 @@ function writeParams(sys: Sys, path: string, text: string): void {
 
 /** Replaces a file in one step, readable by all, unless it has that text. Whether it had not. */
 function replaceText(sys: Sys, path: string, text: string): boolean {
-  if (readIfThere(sys, path) === text) return false;
   const draft = `${path}.new`;
   writing(path, () => {
     if (sys.lstat(draft) !== undefined) sys.unlink(draft); // of somebody who died with the lock
+  });
+  if (readIfThere(sys, path) === text) return false;
+  writing(path, () => {
     sys.createFile(draft, text, 0o644);
     sys.chmod(draft, 0o644); // whatever our umask is
     sys.rename(draft, path);

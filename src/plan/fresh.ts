@@ -11,7 +11,7 @@ const BY_STALE_SPECS = /^E_CDI_(?:UNKNOWN_DEVICE|DEVICE_NODE|READ)$/;
 /**
  * A plan from specs that are still right. A driver that was upgraded, or a GPU that was lost, makes a spec of ours wrong
  * without anybody touching it. So each start looks at the facts that the specs of its plan were made from, which takes
- * microseconds. Only where one has changed, the machine is read anew, and the spec written anew.
+ * less than a millisecond. Only where one has changed, the machine is read anew, and the spec written anew.
  *
  * @param make gives the plan from the specs as they are on disk
  * @throws SluiceError E_CDI_STALE where a spec is wrong for what was asked and cannot be put right; or what `make` throws

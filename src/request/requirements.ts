@@ -50,9 +50,9 @@ export function readRequirements(variables: NvidiaVariables): Requirement[] {
 }
 
 /**
- * The newest CUDA version that each branch of the driver supports, in rising order: what `nvidia-smi` of that branch
- * prints, and up to 12.9 also "CUDA Toolkit and Corresponding Driver Versions" in the release notes of the toolkit. From
- * 610 on, the compatibility packages that NVIDIA's driver archive names for each driver say it too.
+ * The newest CUDA version that each branch of the driver supports, in rising order: as the release notes of the toolkit
+ * tell ("CUDA Toolkit and Corresponding Driver Versions"), and for the newest branches, which these do not name, the
+ * compatibility packages of NVIDIA's driver archive. Not each was seen on a machine.
  *
  * Not here: 387, 415, 430 and 435, for which the sources differ, and the branches of Tegra (540 and all below 100), which
  * have CUDA versions of their own.

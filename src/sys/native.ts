@@ -22,6 +22,7 @@ interface Native {
   mkdir(path: string, mode: number): void;
   rename(from: string, to: string): void;
   treeSymlink(root: string, target: string, path: string): void;
+  treeSymlinks(root: string, dir: string, links: readonly string[]): void;
   treeWrite(root: string, path: string, bytes: string, mode: number): void;
   treeMkdir(root: string, path: string, mode: number): void;
   treeBind(root: string, source: string, path: string): void;
@@ -35,6 +36,8 @@ interface Native {
   now(): number;
   sha256(text: string): string;
   jsonEnd(text: string, start: number): number;
+  cacheKey(name: string): string;
+  movedEntries(entries: string, low: number, high: number, moved: number): string | undefined;
   sleep(ms: number): void;
   capture(path: string, args: readonly string[], env: readonly string[], limit: number, timeoutMs: number): Captured;
   exec(path: string, from: number): never;
@@ -78,6 +81,7 @@ function treeOf(root: string): Tree {
   return {
     ...filesUnder(root),
     symlink: (target, path) => os(() => native.treeSymlink(root, target, path)),
+    symlinks: (dir, links) => os(() => native.treeSymlinks(root, dir, links.flat())),
     writeBytes: (path, bytes, mode) => os(() => native.treeWrite(root, path, bytes, mode)),
     mkdirs: (path, mode) => makeFolders(mkdir, path, mode),
     bindOver: (source, path) => os(() => native.treeBind(root, source, path)),
@@ -102,6 +106,8 @@ export const sys: Sys = {
   sleep: (ms) => os(() => native.sleep(ms)),
   sha256: (text) => native.sha256(text),
   jsonEnd: (text, start) => native.jsonEnd(text, start),
+  cacheKey: (name) => native.cacheKey(name),
+  movedEntries: (entries, low, high, moved) => native.movedEntries(entries, low, high, moved),
   realPath: (path) => os(() => native.realPath(path)),
   createFile: (path, text, mode) => os(() => native.writeFile(path, text, mode, false)),
   appendFile: (path, text, mode) => os(() => native.writeFile(path, text, mode, true)),

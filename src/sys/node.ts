@@ -172,15 +172,32 @@ function treeOf(root: string): Tree {
     return `${resolveIn(root, path.slice(0, Math.max(0, slash)), true)}/${name}`;
   };
   const mkdir = (path: string, mode: number) => os(() => fs.mkdirSync(at(path), { mode }));
+  const symlink = (target: string, path: string) =>
+    os(() => {
+      const place = at(path);
+      const old = fs.lstatSync(place, { throwIfNoEntry: false });
+      if (old?.isSymbolicLink() && fs.readlinkSync(place) === target) return;
+      replace(place, (draft) => fs.symlinkSync(target, draft));
+    });
   return {
     ...filesUnder(root),
-    symlink: (target, path) =>
-      os(() => {
-        const place = at(path);
-        const old = fs.lstatSync(place, { throwIfNoEntry: false });
-        if (old?.isSymbolicLink() && fs.readlinkSync(place) === target) return;
-        replace(place, (draft) => fs.symlinkSync(target, draft));
-      }),
+    symlink,
+    symlinks: (dir, links) => {
+      const under = (path: string, make: () => void): void => {
+        try {
+          os(make);
+        } catch (thrown) {
+          throw thrown instanceof OsError ? new OsError(thrown.code, thrown.syscall, path) : thrown;
+        }
+      };
+      under(dir, () => fs.readdirSync(resolveIn(root, dir, true)));
+      for (const [name, target] of links) {
+        under(`${dir}/${name}`, () => {
+          if (name.includes("/")) throw new OsError("EINVAL", "symlink", name);
+          symlink(target, `${dir}/${name}`);
+        });
+      }
+    },
     writeBytes: (path, bytes, mode) =>
       os(() => {
         if (/[^\0-\xff]/.test(bytes)) throw new OsError("EINVAL", "write", path);

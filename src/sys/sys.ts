@@ -75,6 +75,11 @@ export interface Tree extends Files {
    */
   symlink(target: string, path: string): void;
   /**
+   * As `symlink`, for many links of one folder, each a name and a target. Those before one that fails are made.
+   * @throws OsError with the path of the link, `EINVAL` where a name is none of an entry; or of the folder
+   */
+  symlinks(dir: string, links: readonly (readonly [name: string, target: string])[]): void;
+  /**
    * A file of these bytes (one character a byte), in place of a file or a link, in one step. It has the owner and mode of
    * the file that it replaces, else `mode`.
    * @throws OsError `EISDIR` where a folder is there, `EINVAL` for a character above U+00FF
@@ -127,6 +132,14 @@ export interface Sys extends Files {
    * cannot tell. Only in the executable, where TypeScript is slow at it (see patchJson).
    */
   jsonEnd?(text: string, start: number): number;
+  /** A text that sorts as a name does in a loader's cache (src/host/ld-cache.ts). Only in the executable, as `jsonEnd`. */
+  cacheKey?(name: string): string;
+  /**
+   * Entries of a loader's cache (src/host/ld-cache.ts), 24 bytes each, for strings that have moved by so many bytes;
+   * `undefined` where one has a string that does not start at `low` or later and before `high`. Only in the executable,
+   * as `jsonEnd`.
+   */
+  movedEntries?(entries: string, low: number, high: number, moved: number): string | undefined;
 
   /** The path of the same place without links, `.` and `..`. */
   realPath(path: string): string;

@@ -184,7 +184,7 @@ export class MemorySys implements Sys {
       if (next?.kind === "link") next = this.#resolve(next.target, true, this.#root)?.inode;
       if (next === undefined) {
         next = this.#make("dir", {});
-        folder.entries.set(step, next);
+        this.#enter(folder, step, next);
       }
       folder = next;
     }
@@ -193,7 +193,7 @@ export class MemorySys implements Sys {
     const inode = this.#make(spec.kind, spec);
     // A folder that is there already keeps what it holds.
     if (spec.kind === "dir" && old?.kind === "dir") for (const [k, v] of old.entries) inode.entries.set(k, v);
-    folder.entries.set(name, inode);
+    this.#enter(folder, name, inode);
   }
 
   /** Writes into a file in place: the same inode, as an editor does that truncates. Not counted. */
@@ -208,7 +208,7 @@ export class MemorySys implements Sys {
   /** Removes whatever stands at a path, folders with what they hold. Not counted. */
   remove(path: string): void {
     const place = this.#resolve(path, false, this.#root);
-    place?.parent.entries.delete(place.name);
+    if (place !== undefined) this.#leave(place.parent, place.name);
   }
 
   /** The text of a file as it is now; `undefined` where there is none. Not counted. */
@@ -303,14 +303,22 @@ export class MemorySys implements Sys {
       if (inode.kind === "file" && place.inode?.kind === "file") {
         Object.assign(inode, { mode: place.inode.mode, uid: place.inode.uid, gid: place.inode.gid });
       }
-      place.parent.entries.set(place.name, inode);
+      this.#enter(place.parent, place.name, inode);
+    };
+    const symlink = (target: string, path: string): void => {
+      call("symlink", path);
+      const old = this.#parentOf(path, "open", top).inode;
+      if (old?.kind !== "link" || old.target !== target) replace(path, this.#make("link", { target, mode: 0o777 }));
     };
     return {
       ...files,
-      symlink: (target, path) => {
-        call("symlink", path);
-        const old = this.#parentOf(path, "open", top).inode;
-        if (old?.kind !== "link" || old.target !== target) replace(path, this.#make("link", { target, mode: 0o777 }));
+      symlink,
+      symlinks: (dir, links) => {
+        if (files.stat(dir)?.kind !== "dir") throw new OsError("ENOENT", "open", dir);
+        for (const [linkName, target] of links) {
+          if (linkName.includes("/")) throw new OsError("EINVAL", "symlink", `${dir}/${linkName}`);
+          symlink(target, `${dir}/${linkName}`);
+        }
       },
       writeBytes: (path, bytes, mode) => {
         call("writeBytes", path);
@@ -323,7 +331,7 @@ export class MemorySys implements Sys {
         const make = (part: string): void => {
           const place = this.#parentOf(part, "mkdir", top);
           if (place.inode !== undefined) throw new OsError("EEXIST", "mkdir", part);
-          place.parent.entries.set(place.name, this.#make("dir", { mode, uid: this.euid }));
+          this.#enter(place.parent, place.name, this.#make("dir", { mode, uid: this.euid }));
         };
         makeFolders(make, path, mode);
       },
@@ -395,7 +403,7 @@ export class MemorySys implements Sys {
     if (this.locks.has(path)) throw new Error(`${path} is locked: this would wait for ever`);
     const place = this.#parentOf(path, "open");
     if (place.inode?.kind === "link") throw new OsError("ELOOP", "open", path);
-    if (place.inode === undefined) place.parent.entries.set(place.name, this.#make("file", { mode: 0o600 }));
+    if (place.inode === undefined) this.#enter(place.parent, place.name, this.#make("file", { mode: 0o600 }));
     this.locks.add(path);
     return () => void this.locks.delete(path);
   }
@@ -416,7 +424,7 @@ export class MemorySys implements Sys {
     this.#call("createFile", path);
     const place = this.#parentOf(path, "open");
     if (place.inode !== undefined) throw new OsError("EEXIST", "open", path);
-    place.parent.entries.set(place.name, this.#make("file", { text, mode, uid: this.euid }));
+    this.#enter(place.parent, place.name, this.#make("file", { text, mode, uid: this.euid }));
   }
 
   appendFile(path: string, text: string, mode: number): void {
@@ -424,7 +432,7 @@ export class MemorySys implements Sys {
     const inode = this.#find(path, true);
     if (inode === undefined) {
       const place = this.#parentOf(path, "open");
-      place.parent.entries.set(place.name, this.#make("file", { text, mode, uid: this.euid }));
+      this.#enter(place.parent, place.name, this.#make("file", { text, mode, uid: this.euid }));
       return;
     }
     if (inode.kind === "dir") throw new OsError("EISDIR", "open", path);
@@ -453,8 +461,8 @@ export class MemorySys implements Sys {
     const target = this.#parentOf(to, "rename");
     if (source.inode === undefined) throw new OsError("ENOENT", "rename", from);
     if (source.inode.kind !== "dir" && target.inode?.kind === "dir") throw new OsError("EISDIR", "rename", to);
-    source.parent.entries.delete(source.name);
-    target.parent.entries.set(target.name, source.inode);
+    this.#leave(source.parent, source.name);
+    this.#enter(target.parent, target.name, source.inode);
     source.inode.ctimeMs = this.#time();
   }
 
@@ -463,14 +471,14 @@ export class MemorySys implements Sys {
     const place = this.#parentOf(path, "unlink");
     if (place.inode === undefined) throw new OsError("ENOENT", "unlink", path);
     if (place.inode.kind === "dir") throw new OsError("EISDIR", "unlink", path);
-    place.parent.entries.delete(place.name);
+    this.#leave(place.parent, place.name);
   }
 
   mkdir(path: string, mode: number): void {
     this.#call("mkdir", path);
     const place = this.#parentOf(path, "mkdir");
     if (place.inode !== undefined) throw new OsError("EEXIST", "mkdir", path);
-    place.parent.entries.set(place.name, this.#make("dir", { mode, uid: this.euid }));
+    this.#enter(place.parent, place.name, this.#make("dir", { mode, uid: this.euid }));
   }
 
   out(text: string): void {
@@ -511,6 +519,17 @@ export class MemorySys implements Sys {
 
   #time(): number {
     return Math.floor(this.clock / TICK_MS) * TICK_MS;
+  }
+
+  /** Puts a name into a folder, whose time this changes. */
+  #enter(folder: Inode, name: string, inode: Inode): void {
+    folder.entries.set(name, inode);
+    folder.ctimeMs = this.#time();
+  }
+
+  #leave(folder: Inode, name: string): void {
+    folder.entries.delete(name);
+    folder.ctimeMs = this.#time();
   }
 
   #make(kind: FileKind, spec: Partial<NodeSpec>): Inode {

@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { showGpus } from "../../src/cli/gpus.part.ts";
 import { readElf } from "../../src/host/elf.ts";
 import { type Host, readHost } from "../../src/host/host.ts";
-import { elfLibrary } from "../fixtures/hosts/elf.ts";
+import { elfLibrary, ldCache } from "../fixtures/hosts/elf.ts";
 import { hostile, outsideFiles } from "../fixtures/hosts/hostile.ts";
 import { HOSTS, type HostName } from "../fixtures/hosts/hosts.ts";
 import { binary, char, fifo, memory } from "../support/memory-files.ts";
@@ -176,6 +176,20 @@ test("the driver's libraries are found in the folders of each distribution, by t
     assert.equal(new Set(names).size, names.length, `${name}: a library is there twice`);
     assert.ok(driver?.files.some((file) => file.path.endsWith("/nvidia-smi")));
   }
+});
+
+test("libraries in a folder that only the loader's cache names are found too", () => {
+  const version = "580.65.06";
+  const library = binary(elfLibrary({ soname: "libcuda.so.1", bits: 64, machine: "x86_64" }));
+  const path = "/opt/nvidia/lib/libcuda.so.1";
+  const tree = { "/sys/module/nvidia/version": `${version}\n`, [`/opt/nvidia/lib/libcuda.so.${version}`]: library };
+  assert.deepEqual(readHost(memory(tree)).nvidia.driver?.libraries, []);
+  const cache = binary(ldCache([{ name: "libcuda.so.1", path, machine: "x86_64" }]));
+  const { driver } = readHost(memory({ ...tree, "/etc/ld.so.cache": cache })).nvidia;
+  assert.deepEqual(
+    driver?.libraries.map((one) => one.path),
+    [`/opt/nvidia/lib/libcuda.so.${version}`],
+  );
 });
 
 test("a library belongs to the capability that it serves", () => {

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { addToLdCache, cacheFlags, parseLdCache } from "../../src/host/ld-cache.ts";
+import { addToLdCache as add, type CachedLibrary, cacheFlags, parseLdCache } from "../../src/host/ld-cache.ts";
+import { sys } from "../../src/sys/node.ts";
 import { ldCache } from "../fixtures/hosts/elf.ts";
 import { random } from "../support/random.ts";
 
@@ -11,6 +12,13 @@ const ours = (...names: string[]) => names.map((name) => ({ path: `${LIB}/${name
 
 function le(...values: number[]): string {
   return values.map((v) => String.fromCharCode(v & 255, (v >> 8) & 255, (v >> 16) & 255, v >>> 24)).join("");
+}
+
+/** What is tested; in the executable's engine also with the faster ways of its C module, which must give the same. */
+function addToLdCache(text: string, libraries: readonly CachedLibrary[]): string | undefined {
+  const added = add(text, libraries);
+  assert.equal(add(text, libraries, sys), added);
+  return added;
 }
 
 /** The names and paths of a cache, in its order. */
@@ -114,6 +122,22 @@ test("names are sorted as glibc sorts them: numbers by their value, digits behin
       order,
     );
   }
+});
+
+test("a number sorts by all its digits, however many, and zeros before it do not count", () => {
+  const names = [
+    "lib.so.9007199254740993",
+    "lib.so.9007199254740992",
+    "lib.so.010",
+    "lib.so.9",
+    "lib.so.0",
+    "lib.so.x",
+  ];
+  const cache = addToLdCache(addToLdCache("", ours(...names)) ?? "", ours("lib.so.10")) ?? "";
+  assert.deepEqual(
+    (parseLdCache(cache) ?? []).map(({ name }) => name),
+    [...names.slice(0, 2), "lib.so.10", ...names.slice(2)],
+  );
 });
 
 test("the extensions stay, with their strings and the hwcap of an entry", () => {

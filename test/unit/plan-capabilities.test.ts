@@ -112,7 +112,12 @@ function machine(isOurs = true): MemorySys {
     "/run/sluice": dir(),
   });
   if (isOurs) {
-    const origin = { facts: [], options: { hook: "", params: "", features: [] }, capabilities: TAGS };
+    const origin = {
+      facts: [],
+      glance: { places: [], stamps: "" },
+      options: { hook: "", params: "", features: [] },
+      capabilities: TAGS,
+    };
     sys.put(originPath(PATH), formatOrigin(origin, sys.stat(PATH)?.stamp ?? ""));
   }
   return sys;

@@ -220,6 +220,21 @@ test("where a JSON object or array ends is found past strings, escapes and nesti
   for (const [text, start, end] of table) assert.equal(find(text, start), end, text.slice(0, 40));
 });
 
+test("entries of a loader's cache are moved, or none where one has its strings elsewhere", () => {
+  const move = sys.movedEntries;
+  if (move === undefined) return; // under Node there is no need of it
+  const entry = (name: string, path: string) => `\x03\x03\0\0${name}${path}\0\0\0\xff12345678`;
+  const two = entry("\x20\x01\0\0", "\x10\x01\0\0") + entry("\xff\xff\0\0", "\x10\x01\0\0");
+  const moved = entry("\x21\x02\0\0", "\x11\x02\0\0") + entry("\x00\x01\x01\0", "\x11\x02\0\0");
+  assert.equal(move(two, 0x110, 0x10000, 0x101), moved);
+  assert.equal(move(moved, 0x110, 0x20000, -0x101), two);
+  assert.equal(move("", 0, 0, 5), "");
+  assert.equal(move(two, 0x111, 0x10000, 0), undefined);
+  assert.equal(move(two, 0x110, 0xffff, 0), undefined);
+  assert.equal(move(two.slice(0, -1), 0x110, 0x10000, 0), undefined);
+  assert.equal(move(`${two.slice(0, -1)}\u0100`, 0x110, 0x10000, 0), undefined);
+});
+
 /** Whether the implementation has a call that Node lacks. */
 function has(call: () => unknown): boolean {
   try {
@@ -318,6 +333,45 @@ test("in another tree a link is made, kept where it is right, and put in place o
   assert.deepEqual(
     tree.list("/usr/lib")?.map((entry) => entry.name),
     ["a", "file", "libx.so.1"],
+  );
+});
+
+test("in another tree many links of a folder are made at once, up to one that fails", () => {
+  const dir = folder("tree-links");
+  const tree = sys.tree(dir);
+  tree.mkdirs("/lib/folder", 0o755);
+  tree.symlink("lib", "/way");
+  tree.writeBytes("/lib/file", "x", 0o644);
+  tree.symlink("right", "/lib/kept");
+  const kept = tree.lstat("/lib/kept")?.stamp;
+  tree.symlinks("/way", [
+    ["new", "a"],
+    ["file", "b"],
+    ["kept", "right"],
+  ]);
+  assert.deepEqual(
+    ["new", "file", "kept"].map((name) => tree.readLink(`/lib/${name}`)),
+    ["a", "b", "right"],
+  );
+  assert.equal(tree.lstat("/lib/kept")?.stamp, kept);
+  const failing = [
+    ["one", "1"],
+    ["folder", "2"],
+    ["two", "3"],
+  ] as const;
+  assert.throws(() => tree.symlinks("/lib", failing), { code: "EISDIR", path: "/lib/folder" });
+  for (const name of ["", ".", "..", "folder/x", "../x"]) {
+    assert.throws(() => tree.symlinks("/lib", [[name, "x"]]), { name: "OsError", code: "EINVAL" }, name);
+  }
+  assert.throws(() => tree.symlinks("/none", [["x", "x"]]), { code: "ENOENT", path: "/none" });
+  assert.throws(() => tree.symlinks("/lib/file/x", [["x", "x"]]), { name: "OsError" });
+  assert.deepEqual(
+    tree.list("/lib")?.map((entry) => entry.name),
+    ["file", "folder", "kept", "new", "one"],
+  );
+  assert.deepEqual(
+    tree.list("/")?.map((entry) => entry.name),
+    ["lib", "way"],
   );
 });
 
