@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 // Bytes of the snapshot. A build whose doors need more fails, saying so.
-#define SNAPSHOT ((size_t)640 << 10)
+#define SNAPSHOT ((size_t)768 << 10)
 // Bytes of the piece behind it, which most calls never leave, and of further ones.
 #define PIECE ((size_t)4 << 20)
 // Bytes above which a block is a mapping of its own.

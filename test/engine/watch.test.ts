@@ -81,6 +81,15 @@ async function until(what: string, { spec }: Watched, said: () => string, isSo: 
   }
 }
 
+/** Waits until it has said so: it does after the spec is written. */
+async function untilSaid(said: () => string, line: RegExp): Promise<void> {
+  const end = Date.now() + PATIENCE;
+  while (!line.test(said())) {
+    assert.ok(Date.now() < end, `it never said ${line}, but:\n${said()}`);
+    await delay(20);
+  }
+}
+
 /** Asserts that spec and origin belong together: the command finds nothing to do, and leaves nothing. */
 function assertSettled(host: Watched): void {
   const r = run(SLUICE, host.arguments);
@@ -112,7 +121,7 @@ test(
       mounts(read(host.spec)).filter((file) => file.endsWith(DRIVER)),
       [],
     );
-    assert.match(said(), new RegExp(`^driver ${DRIVER} -> ${NEXT}$`, "m"));
+    await untilSaid(said, new RegExp(`^driver ${DRIVER} -> ${NEXT}$`, "m"));
 
     const before = devices(read(host.spec));
     const config = Object.keys(HOSTS.h100x8().tree).find((file) => file.endsWith("/0000:43:00.0/config")) as string;
