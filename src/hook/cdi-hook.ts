@@ -53,7 +53,8 @@ export function cdiHook(sys: Sys): number {
     sys.err(`sluice: E_USAGE: ${task}; usage: ${USAGE}\n`);
     return EXIT.usage;
   }
-  const rootfs = new Rootfs(sys, rootfsOf(sys));
+  const files = task.libraries.map(({ folder, file }) => `${folder}/${file}`);
+  const rootfs = new Rootfs(sys, rootfsOf(sys, files));
   const { tree } = rootfs;
   const tell = (text: string): void => sys.err(printable(`sluice: ${text}`).concat("\n"));
   if (task.params !== "") hideParams(tree, task.params);

@@ -324,6 +324,7 @@ function ownCdi(): { sections: Section[]; bounds: Bound[] } {
   fs.mkdirSync(cdi);
   const generate = [SUBJECT, "cdi", "generate", "--root", tree, "--output", cdi, "--hook", SUBJECT];
   run({}, ...generate);
+  native.installLibraries(tree);
   const spec = JSON.parse(fs.readFileSync(path.join(cdi, "sluice-nvidia.com-gpu.json"), "utf8")) as Spec;
   const [libraries, files] = [native.librariesOf(spec), spec.containerEdits?.mounts?.length ?? 0];
   if (libraries < native.LIBRARIES) throw new Error(`the spec has ${libraries} libraries`);

@@ -30,6 +30,12 @@ export function makeGpuTree(dir: string): void {
   writeTree(dir, tree);
 }
 
+/** Puts the libraries of such a tree among the machine's own, for this process's mount namespace. */
+export function installLibraries(tree: string): void {
+  const lower = `lowerdir=${LIBRARY_FOLDER}:${tree}${LIBRARY_FOLDER}`;
+  execFileSync("mount", ["-t", "overlay", "-o", lower, "sluice-bench", LIBRARY_FOLDER]);
+}
+
 /** How many libraries a spec gives. */
 export function librariesOf(spec: Spec): number {
   const mounts = spec.containerEdits?.mounts ?? [];
@@ -41,7 +47,7 @@ export type Part = "nothing" | "mounts and nodes" | "all";
 
 /**
  * A bundle that has the edits of device `all` in its config.json, as an engine writes them. Its root has what makes the
- * hook do all its work: a loader, and a cache.
+ * hook do all its work: a loader, and a cache. The libraries must have been installed.
  */
 export function makeNativeBundle(dir: string, tree: string, { containerEdits, devices }: Spec, part: Part): string {
   makeBundle(dir, { script: "true" });
@@ -58,7 +64,8 @@ export function makeNativeBundle(dir: string, tree: string, { containerEdits, de
   const edits = [containerEdits, devices.find((device) => device.name === "all")?.containerEdits];
   if (part !== "nothing") {
     for (const { containerPath, hostPath, options } of edits.flatMap((one) => one?.mounts ?? [])) {
-      config.mounts.push({ destination: containerPath, type: "bind", source: path.join(tree, hostPath), options });
+      const source = hostPath.startsWith(`${LIBRARY_FOLDER}/`) ? hostPath : path.join(tree, hostPath);
+      config.mounts.push({ destination: containerPath, type: "bind", source, options });
     }
     config.linux.devices = [];
     for (const node of edits.flatMap((one) => one?.deviceNodes ?? [])) {

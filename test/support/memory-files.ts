@@ -156,6 +156,8 @@ export class MemorySys implements Sys {
   readonly answers = new Map<string, Captured>();
   /** Standard input. */
   input = "";
+  /** The working folder. */
+  folder = "/";
   /** The files whose lock is held. */
   readonly locks = new Set<string>();
 
@@ -387,7 +389,15 @@ export class MemorySys implements Sys {
   }
 
   cwd(): string {
-    return "/";
+    return this.folder;
+  }
+
+  /** The file at `from` is at `to` as well, as where it is mounted. */
+  bind(from: string, to: string): void {
+    const { inode } = this.#parentOf(from, "open");
+    if (inode === undefined) throw new OsError("ENOENT", "open", from);
+    const place = this.#parentOf(to, "open");
+    this.#enter(place.parent, place.name, inode);
   }
 
   now(): number {

@@ -74,6 +74,35 @@ test("a library is linked to its SONAME, is in the loader's cache, and its folde
   assert.equal(sys.text(CONFIGURATION), `${LIB}\n`);
 });
 
+/** A container whose runtime has its root as working folder, and the driver's library mounted there from the machine. */
+function withRootAsFolder(mountPoint: string, mounted = true) {
+  const sys = container({ ...IMAGE, [mountPoint]: ELF }, CUDA);
+  const library = `${LIB}/libcuda.so.580.65.06`;
+  sys.put(library, ELF);
+  sys.put("/proc/self/mountinfo", `40 31 254:0 ${library} ${ROOT}${mountPoint} ro,nosuid - ext4 /dev/sda rw\n`);
+  if (mounted) sys.bind(library, `${ROOT}${mountPoint}`);
+  sys.folder = ROOT;
+  return sys;
+}
+
+test("where the working folder is the root, with the driver mounted in it, the state is not read", () => {
+  const sys = withRootAsFolder(`${LIB}/libcuda.so.580.65.06`);
+  sys.input = "nothing that is a state";
+  assert.equal(succeed(sys), "");
+  assert.equal(linkAt(sys, `${LIB}/libcuda.so.1`), "libcuda.so.580.65.06");
+});
+
+test("a working folder that only looks like the root is not taken for it", () => {
+  const elsewhere = withRootAsFolder(`${LIB}/libcuda.so.580.65.06`, false); // a file of the image's own
+  const unmounted = withRootAsFolder("/opt/libcuda.so");
+  const machine = withRootAsFolder(`${LIB}/libcuda.so.580.65.06`);
+  machine.folder = "/";
+  for (const sys of [elsewhere, unmounted, machine]) {
+    sys.input = "nothing that is a state";
+    assert.equal(refusal(sys).code, "E_HOOK_STATE");
+  }
+});
+
 test("a second run, as for a container that is started again, changes nothing", () => {
   const sys = container(IMAGE, [...CUDA, "--link", `${LIB}/libcuda.so=libcuda.so.1`]);
   succeed(sys);
