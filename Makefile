@@ -27,7 +27,7 @@ setup-demo setup-test setup-lab setup-bench: setup-%:
 	@scripts/setup.sh $*
 
 .PHONY: build
-build: setup ## Build build/sluice, the native executable
+build: setup ## Build build/sluice, the native executable, and build/sluiced, the daemon
 	@$(node) scripts/build.ts
 
 .PHONY: demo

@@ -25,9 +25,11 @@
 #include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -1472,6 +1474,120 @@ static int read_child(JSRuntime *rt, pid_t child, int out, int64_t limit, int64_
     return error;
 }
 
+// Waits until `fd` is ready for one of `events`. 0, or an errno: ETIMEDOUT where that takes until `end`.
+static int await_ready(int fd, short events, int64_t end)
+{
+    struct pollfd p = {.fd = fd, .events = events};
+
+    for (;;) {
+        int64_t left = end - monotonic_ms();
+        int ready = left > 0 ? poll(&p, 1, left > INT_MAX ? INT_MAX : (int)left) : 0;
+
+        if (ready > 0)
+            return 0;
+        if (ready == 0 && left <= INT_MAX)
+            return ETIMEDOUT;
+        if (ready < 0 && errno != EINTR)
+            return errno;
+    }
+}
+
+// Milliseconds between two tries to reach a server that has no room for another caller.
+#define RETRY_MS 5
+
+// Connects to the socket of a server that runs as our own user. 0, or an errno: EPERM where another one answers.
+static int call_server(int fd, const struct sockaddr_un *address, int64_t end)
+{
+    struct ucred peer;
+    socklen_t size = sizeof(peer);
+
+    while (connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0) {
+        if (errno == EINTR)
+            continue;
+        if (errno != EAGAIN)
+            return errno;
+        if (monotonic_ms() >= end)
+            return ETIMEDOUT;
+        poll(NULL, 0, RETRY_MS);
+    }
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+        return errno;
+    return peer.uid == geteuid() ? 0 : EPERM;
+}
+
+// Sends all of it, and reads the answer until the other side has closed. 0, or an errno.
+static int converse(JSRuntime *rt, int fd, const char *text, size_t length, int64_t end, struct buffer *b, int64_t limit)
+{
+    int error = 0;
+
+    while (length > 0 && !error) {
+        ssize_t n = send(fd, text, length, MSG_NOSIGNAL);
+
+        if (n >= 0) {
+            text += n;
+            length -= (size_t)n;
+        } else if (errno == EAGAIN) {
+            error = await_ready(fd, POLLOUT, end);
+        } else if (errno != EINTR) {
+            error = errno;
+        }
+    }
+    while (!error) {
+        error = buffer_fill(rt, b, fd, limit);
+        if (error != EAGAIN)
+            break;
+        error = await_ready(fd, POLLIN, end);
+    }
+    return error;
+}
+
+// ask(path, text, limit, timeoutMs): string
+static JSValue sys_ask(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct target t = {NULL, NULL};
+    JSRuntime *rt = JS_GetRuntime(ctx);
+    struct buffer answer = {NULL, 0, 0};
+    const char *text, *call = "connect";
+    size_t length;
+    int64_t limit, timeout, end;
+    int fd, error;
+    JSValue result = JS_UNDEFINED;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToInt64(ctx, &limit, argv[2]) || JS_ToInt64(ctx, &timeout, argv[3]) || !(t.path = text_arg(ctx, argv[0])))
+        return JS_EXCEPTION;
+    if (!(text = JS_ToCStringLen(ctx, &length, argv[1]))) {
+        target_free(ctx, &t);
+        return JS_EXCEPTION;
+    }
+    end = monotonic_ms() + timeout;
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) {
+        error = errno;
+        call = "socket";
+    } else if (strlen(t.path) >= sizeof(address.sun_path)) {
+        error = ENAMETOOLONG;
+    } else {
+        strcpy(address.sun_path, t.path);
+        error = call_server(fd, &address, end);
+        if (!error) {
+            call = "read";
+            error = converse(rt, fd, text, length, end, &answer, limit);
+        }
+    }
+    if (fd >= 0)
+        close(fd);
+    if (!error && !utf8_valid((const unsigned char *)answer.data, answer.size))
+        error = EILSEQ;
+    if (!error)
+        result = JS_NewStringLen(ctx, answer.data, answer.size);
+    js_free_rt(rt, answer.data);
+    JS_FreeCString(ctx, text);
+    return target_done(ctx, &t, error, call, result);
+}
+
 // Starts `path` with its output in a pipe, of which `out` is our end. 0, or an errno.
 static int start_child(const char *path, char *const *list, char *const *env, pid_t *child, int *out)
 {
@@ -1853,6 +1969,7 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("cwd", 0, sys_cwd),
     JS_CFUNC_DEF("now", 0, sys_now),
     JS_CFUNC_DEF("sleep", 1, sys_sleep),
+    JS_CFUNC_DEF("ask", 4, sys_ask),
     JS_CFUNC_DEF("capture", 5, sys_capture),
     JS_CFUNC_DEF("exec", 2, sys_exec),
     JS_CFUNC_DEF("run", 2, sys_run),

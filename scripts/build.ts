@@ -3,6 +3,7 @@
  *
  *   build/sluice          the product: static, every door and part linked in as bytecode
  *   build/sluice-runtime  a link to it, under whose name it is the OCI runtime
+ *   build/sluiced         the daemon: one script for Node, with all its packages in it
  *   build/sluice-js       the same engine and system calls, for a script given by name: bytecode compiler, test runner
  *   build/asan/...        all three under AddressSanitizer and UBSan (`--sanitize`)
  *   build/test/sluice     the product with the doors and parts of test/fixtures/doors as well (`--test-doors`)
@@ -264,8 +265,76 @@ async function addSnapshot(program: string, product: string): Promise<void> {
   await run("objcopy", ["--update-section", `.snapshot=${snapshot}`, program, product]);
 }
 
+/** Of V8, to keep the daemon small; docs/sluiced.md says what each is for. All are there in Node 18 to 24. */
+const DAEMON_FLAGS = [
+  "--max-semi-space-size=2",
+  "--v8-pool-size=1",
+  "--optimize-for-size",
+  "--expose-gc", // src/daemon/heap.ts
+];
+/** One that Node 22 does not have, and would not start with. */
+const DAEMON_SETUP =
+  'if (Number.parseInt(process.versions.node, 10) < 22) require("node:v8").setFlagsFromString("--interrupt-budget=1320000");';
+
+/** What packages load for features that sluiced does not use; together some 5 MB of a running Node. */
+const UNUSED: readonly (readonly [module: RegExp, importer: RegExp])[] = [
+  [/^\.\/lib\/(?:pushgateway|cluster|summary|defaultMetrics)$/, /\/prom-client\/index\.js$/],
+  [/^@grpc\/proto-loader$/, /\/@grpc\/grpc-js\//], // of channelz; our messages are protobuf-es's
+  [/^\.\/(?:lib\/)?transport$/, /\/pino\/(?:lib\/tools|pino)\.js$/], // worker threads
+];
+
+const leaveOut: esbuild.Plugin = {
+  name: "leave-out",
+  setup(api) {
+    for (const [module, importer] of UNUSED) {
+      api.onResolve({ filter: module }, (args) =>
+        importer.test(args.importer) ? { path: args.path, namespace: "left-out" } : undefined,
+      );
+    }
+    api.onLoad({ filter: /.*/, namespace: "left-out" }, () => ({ contents: "module.exports = {};", loader: "js" }));
+  },
+};
+
+/**
+ * sluiced, as one ES module. Node tells a module by its ending, so that the file itself has one, and build/sluiced is a
+ * link to it. The options of Node stand in the first line, since an engine that starts its NRI plugins itself hands over
+ * neither PATH (env looks into /bin and /usr/bin then) nor NODE_OPTIONS, and to start Node twice would take twice as long.
+ */
+async function bundleDaemon(): Promise<void> {
+  const script = path.join(build, "sluiced.mjs");
+  const { outputFiles } = await esbuild.build({
+    entryPoints: [path.join(root, "src/daemon/sluiced.ts")],
+    bundle: true,
+    format: "esm",
+    platform: "node",
+    target: "node18.19",
+    // Node keeps the source in memory. Names stay, for stack traces.
+    minifyWhitespace: true,
+    minifySyntax: true,
+    legalComments: "none",
+    // Packages that are CommonJS ask for Node's modules in its way.
+    banner: {
+      js:
+        `#!/usr/bin/env -S node ${DAEMON_FLAGS.join(" ")}\n` +
+        `import { createRequire } from "node:module"; const require = createRequire(import.meta.url);` +
+        DAEMON_SETUP,
+    },
+    outfile: script,
+    write: false,
+    logLevel: "warning",
+    plugins: [leaveOut],
+    define: { SOURCES: JSON.stringify(sourcesDigest) },
+  });
+  writeIfChanged(script, (outputFiles[0] as esbuild.OutputFile).text);
+  fs.chmodSync(script, 0o755);
+  const program = path.join(build, "sluiced");
+  fs.rmSync(program, { force: true });
+  fs.symlinkSync("sluiced.mjs", program);
+}
+
 async function main(): Promise<void> {
   for (const dir of [gen, path.join(base, "obj"), path.join(out, "obj")]) fs.mkdirSync(dir, { recursive: true });
+  if (!sanitize && !testDoors) await bundleDaemon();
   await run("bash", [path.join(root, "scripts/quickjs.sh")]);
   const engine = path.join(build, "quickjs/src");
   const native = path.join(root, "native");

@@ -30,11 +30,18 @@ const ROOMS: Readonly<Record<string, readonly string[]>> = {
   shim: PLAN,
   nri: ["ttrpc", ...PLAN],
   kubelet: PLAN,
+  daemon: ["nri", "kubelet", "ttrpc", ...PLAN], // sluiced: puts them together
   cli: ["hook", "shim", ...PLAN], // dispatches to them
 };
 
-/** What runs in Node only. All else is pure: it also runs in the native executable's engine. */
-const MAY_USE_NODE = /^src\/(?:sys\/node\.ts$|nri\/|kubelet\/)/;
+/**
+ * What runs in Node only: the daemon, the kubelet's gRPC, and the thin transports, `*.node.ts`. All else is pure: it also
+ * runs in the native executable's engine.
+ */
+const MAY_USE_NODE = /^src\/(?:sys\/node\.ts$|(?:kubelet|daemon)\/|(?:ttrpc|nri)\/[^/]+\.node\.ts$)/;
+
+/** Protocols whose messages are protobuf, which is a package without any Node in it. */
+const MAY_USE_PROTOBUF = /^src\/(?:ttrpc|nri)\//;
 
 /** What a test that also runs in the native executable's engine finds there. */
 const UNIT_TEST_MODULES = ["node:test", "node:assert/strict"];
@@ -101,10 +108,13 @@ function resolve(file: string, specifier: string): string {
 function ruleOfSource(file: string, { specifier, typeOnly }: Import): string | undefined {
   const room = roomOf(file) as string;
   if (specifier.startsWith("node:")) {
-    return MAY_USE_NODE.test(file) ? undefined : `only src/sys/node.ts, src/nri and src/kubelet import ${specifier}`;
+    return MAY_USE_NODE.test(file)
+      ? undefined
+      : `only src/sys/node.ts, src/daemon, src/kubelet and *.node.ts of src/nri and src/ttrpc import ${specifier}`;
   }
   if (!specifier.startsWith(".")) {
     // "sluice:..." is made by the build.
+    if (MAY_USE_PROTOBUF.test(file) && /^@bufbuild\/protobuf(?:\/|$)/.test(specifier)) return undefined;
     const allowed = typeOnly || specifier.startsWith("sluice:") || MAY_USE_NODE.test(file) || /\.part\.ts$/.test(file);
     return allowed
       ? undefined
@@ -120,7 +130,8 @@ function ruleOfSource(file: string, { specifier, typeOnly }: Import): string | u
   if (target === "src/sys/native.ts" && !file.endsWith(".door.ts") && !typeOnly) {
     return `only a *.door.ts imports ${target}: all else is given its Sys`;
   }
-  if (target === "src/sys/node.ts" && !MAY_USE_NODE.test(file)) return `only what runs in Node imports ${target}`;
+  const isTransport = target === "src/sys/node.ts" || target.endsWith(".node.ts");
+  if (isTransport && !typeOnly && !MAY_USE_NODE.test(file)) return `only what runs in Node imports ${target}`;
   return undefined;
 }
 

@@ -1,7 +1,7 @@
 import { problemError } from "../cdi/problem.ts";
 import { checkSpecFile } from "../cdi/read.part.ts";
 import type { ListedDevice } from "../cdi/registry.ts";
-import { openMachineRegistry } from "../plan/inject.ts";
+import { openMachineRegistry } from "../plan/registry.ts";
 import { errorLine, printable } from "../sys/error.ts";
 import { EXIT } from "../sys/exit.ts";
 import type { Sys } from "../sys/sys.ts";

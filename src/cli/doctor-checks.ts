@@ -10,6 +10,8 @@ import type { Node } from "../host/node.ts";
 import type { NvidiaGpu, NvidiaGpuState } from "../host/nvidia.ts";
 import { SluiceError } from "../sys/error.ts";
 import type { Facts, SpecState, WantedNode } from "./doctor-facts.ts";
+import { checkNode, protectionsOf } from "./doctor-node-checks.ts";
+import { counted, list, word } from "./words.ts";
 
 export interface Finding {
   /** Stable: match on it. */
@@ -26,23 +28,6 @@ export interface Finding {
 }
 
 type Check = (facts: Facts) => Finding[];
-
-/** Names in a text: all where they are few. */
-const SHOWN = 4;
-
-function list(names: readonly string[]): string {
-  if (names.length <= SHOWN) return names.join(", ");
-  return `${names.slice(0, SHOWN).join(", ")} and ${names.length - SHOWN} more`;
-}
-
-function counted(count: number, one: string, many: string): string {
-  return `${count} ${count === 1 ? one : many}`;
-}
-
-/** A word of a shell command line. */
-function word(text: string): string {
-  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
-}
 
 function gpuName({ index, address, model }: NvidiaGpu): string {
   return `GPU ${index ?? "-"} (${address}${model === undefined ? "" : `, ${model}`})`;
@@ -852,6 +837,7 @@ const CHECKS: readonly Check[] = [
   checkEngineSpecVersion,
   checkEngineSpecDirs,
   checkAnnotations,
+  checkNode,
   checkCgroup,
   checkSelinux,
   checkIdmap,
@@ -868,13 +854,16 @@ export function check(facts: Facts): Finding[] {
 }
 
 /** What was looked at, a line each, for a person who is told that nothing was found. */
-export function checked({ host, isOwn, specs, specDirs, engines }: Facts): string[] {
+export function checked(facts: Facts): string[] {
+  const { host, isOwn, specs, specDirs, engines } = facts;
+  const protections = protectionsOf(facts);
   const gpus = host.nvidia.gpus.length + host.amd.gpus.length + host.intel.length;
   const told = engines.map(({ title, version }: Engine) => (version === undefined ? title : `${title} ${version}`));
   return [
     `${counted(gpus, "GPU", "GPUs")}, their drivers and nodes`,
     `${counted(specs.length, "CDI spec", "CDI specs")} in ${specDirs.join(", ")}`,
     told.length === 0 ? "no container engine that Sluice knows" : `the settings of ${told.join(", ")}`,
+    ...(protections === undefined ? [] : [protections]),
     "cgroups, SELinux, the kernel",
     ...(isOwn ? ["Sluice's own settings, state folder and low-level runtime"] : []),
   ];

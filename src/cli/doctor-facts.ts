@@ -16,6 +16,7 @@ import { Receipts } from "../plan/receipt.ts";
 import { findRuntime } from "../shim/low-level.ts";
 import { OsError, SluiceError } from "../sys/error.ts";
 import type { Files, Sys } from "../sys/sys.ts";
+import { type NodeFacts, readNode } from "./doctor-node-facts.ts";
 import { capPath } from "./gpus-held.ts";
 
 /** A node that should be there, and what is in its place. */
@@ -70,6 +71,8 @@ export interface Facts {
   readonly stateDir: string;
   /** Containers whose bundle is gone and whose receipt is not. */
   readonly leftReceipts: readonly string[];
+  /** Absent of a machine whose containers no kubelet starts. */
+  readonly node?: NodeFacts;
   /** What could not be read, beside `host.unseen`. */
   readonly unseen: readonly Unseen[];
 }
@@ -99,6 +102,8 @@ export function readFacts(sys: Sys, root: string | undefined, open: () => Machin
   const library = host.nvidia.driver?.libraries[0]?.path;
   const fileSystem = library === undefined ? undefined : fileSystemOf(look, library);
   const stateFault = isOwn ? stateFaultOf(look, machine) : undefined;
+  const engines = readEngines(files, isOwn ? (program) => versionOf(sys, program) : undefined);
+  const node = readNode(look, machine, engines);
   return {
     isOwn,
     euid: sys.euid,
@@ -109,7 +114,7 @@ export function readFacts(sys: Sys, root: string | undefined, open: () => Machin
     devices: registry.devices(),
     specs: readSpecs(registry, problems).map((loaded) => specState(sys, look, loaded, isOwn)),
     problems,
-    engines: readEngines(files, isOwn ? (program) => versionOf(sys, program) : undefined),
+    engines,
     ...(fault === undefined ? {} : { settings: fault }),
     ...(runtime === undefined ? {} : { runtime }),
     ...(unlinked === undefined ? {} : { unlinked }),
@@ -122,6 +127,7 @@ export function readFacts(sys: Sys, root: string | undefined, open: () => Machin
     ...(stateFault === undefined ? {} : { stateFault }),
     stateDir: machine.stateDir,
     leftReceipts: isOwn ? leftReceipts(sys, machine.stateDir) : [],
+    ...(node === undefined ? {} : { node }),
     unseen: look.unseen,
   };
 }
@@ -343,7 +349,8 @@ function leftReceipts(sys: Sys, stateDir: string): string[] {
   try {
     return receipts.ids().filter((id) => {
       const receipt = receipts.read(id);
-      return receipt !== undefined && sys.stat(receipt.config) === undefined;
+      // sluiced knows of no config.json, and sees to its receipts itself.
+      return receipt !== undefined && receipt.config !== "" && sys.stat(receipt.config) === undefined;
     });
   } catch (thrown) {
     if (thrown instanceof OsError) return []; // other users', where we are not root

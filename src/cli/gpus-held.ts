@@ -106,8 +106,10 @@ function receiptsOf(sys: Sys, stateDir: string) {
   try {
     return receipts.ids().flatMap((id) => {
       const receipt = receipts.read(id);
-      // A container that ended without Sluice leaves its receipt, and not its bundle.
-      return receipt === undefined || sys.stat(receipt.config) === undefined ? [] : [receipt];
+      // A container that ended without Sluice leaves its receipt, and not its bundle. sluiced, which knows of no bundle,
+      // sees to its receipts itself.
+      const isGone = receipt !== undefined && receipt.config !== "" && sys.stat(receipt.config) === undefined;
+      return receipt === undefined || isGone ? [] : [receipt];
     });
   } catch (thrown) {
     if (thrown instanceof OsError) return []; // other users' receipts, where we are not root

@@ -21,6 +21,30 @@ export interface EngineRuntime {
   readonly containerAnnotations?: readonly string[];
 }
 
+/** What an engine's settings, and its version, say of NRI: of the plugins that it asks about pods' containers. */
+export interface EngineNri {
+  /** `none` is a version without; absent where neither says. */
+  readonly state?: "on" | "off" | "none";
+  /** Where plugins connect that it has not started itself. */
+  readonly socket: string;
+  /** Whether it lets them. */
+  readonly isOpen: boolean;
+  /** The folder of the plugins that it starts itself. */
+  readonly pluginDir: string;
+  /** Milliseconds that a plugin has for an answer. */
+  readonly requestTimeout: number;
+  /** Whether it can hold back a container that a plugin has not seen; absent where its version is not known. */
+  readonly hasValidator?: boolean;
+  /** What holds containers back; absent where that is not switched on. */
+  readonly validator?: {
+    /** The plugins without which no container is created. */
+    readonly required: readonly string[];
+    /** The annotation by which a pod excepts itself. */
+    readonly toleratedBy?: string;
+    readonly rejectsHooks: boolean;
+  };
+}
+
 export interface Engine {
   readonly name: EngineName;
   /** As people call it: `Docker`. */
@@ -37,6 +61,10 @@ export interface Engine {
   /** Settings files that are there, and what is wrong with those that cannot be used. */
   readonly settings: readonly { readonly path: string; readonly fault?: string }[];
   readonly runtimes: readonly EngineRuntime[];
+  /** containerd, CRI-O: the name of the runtime of pods that name none; absent where the version must be known for it. */
+  readonly defaultRuntime?: string;
+  /** containerd, CRI-O. */
+  readonly nri?: EngineNri;
 }
 
 const FOLDERS = [
@@ -132,6 +160,8 @@ export function readEngines(files: Files, ask?: (program: string) => string | un
     const version = versionIn(ask?.(program) ?? "");
     const { faults, ...settings } = SETTINGS[kind.name](files);
     const newestCdi = version === undefined ? undefined : cdiOf(kind, version);
+    const defaultRuntime = settings.defaultRuntime ?? builtInRuntime(kind.name, version);
+    const nri = settings.nri && nriOf(kind.name, version, settings.nri);
     return [
       {
         name: kind.name,
@@ -142,9 +172,129 @@ export function readEngines(files: Files, ask?: (program: string) => string | un
         ...(settings.specDirs === undefined ? {} : { specDirs: settings.specDirs }),
         settings: faults,
         runtimes: settings.runtimes,
+        ...(defaultRuntime === undefined ? {} : { defaultRuntime }),
+        ...(nri === undefined ? {} : { nri }),
       },
     ];
   });
+}
+
+/** `DefaultRuntime` in CRI-O's pkg/config: crun since 1.31. */
+function builtInRuntime(name: EngineName, version: string | undefined): string | undefined {
+  if (name === "containerd") return "runc";
+  if (name !== "crio" || version === undefined) return undefined;
+  return compareVersions(version, "1.31") >= 0 ? "crun" : "runc";
+}
+
+/** Since when an engine has NRI, has it switched on if nothing is set, and has NRI's validator (0.10, by its go.mod). */
+const NRI_SINCE = {
+  containerd: { any: "1.7", on: "2.0", validator: "2.2" },
+  crio: { any: "1.26", on: "1.30", validator: "1.34" },
+} as const;
+
+/** NRI's own defaults (pkg/adaptation), in both engines. */
+const NRI_DEFAULTS = { socket: "/var/run/nri/nri.sock", pluginDir: "/opt/nri/plugins", requestTimeout: 2000 };
+
+/** The keys of the same settings in containerd's table io.containerd.nri.v1.nri and in CRI-O's crio.nri. */
+const NRI_KEYS = {
+  containerd: {
+    isSet: "disable",
+    socket: "socket_path",
+    isClosed: "disable_connections",
+    pluginDir: "plugin_path",
+    requestTimeout: "plugin_request_timeout",
+    validate: "enable",
+    required: "required_plugins",
+    tolerated: "tolerate_missing_plugins_annotation",
+    hooks: "reject_oci_hook_adjustment",
+  },
+  crio: {
+    isSet: "enable_nri",
+    socket: "nri_listen",
+    isClosed: "nri_disable_connections",
+    pluginDir: "nri_plugin_dir",
+    requestTimeout: "nri_plugin_request_timeout",
+    validate: "nri_enable_default_validator",
+    required: "nri_validator_required_plugins",
+    tolerated: "nri_validator_tolerate_missing_plugins_annotation",
+    hooks: "nri_validator_reject_oci_hook_adjustment",
+  },
+} as const;
+
+/** What an engine does of NRI by these tables, of which later ones win, and by its version. */
+function nriOf(
+  name: EngineName,
+  version: string | undefined,
+  { tables, isTakenOut }: NonNullable<Settings["nri"]>,
+): EngineNri | undefined {
+  if (name !== "containerd" && name !== "crio") return undefined;
+  const isFrom = (first: string): boolean | undefined =>
+    version === undefined ? undefined : compareVersions(version, first) >= 0;
+  // containerd 1.7 takes a plugin's whole table from the last file that has it.
+  const counting = name === "containerd" && isFrom("2.0") === false ? tables.slice(-1) : tables;
+  const said = (...keys: string[]): unknown => lastOf(counting.map((table) => at(table, ...keys)));
+  const text = (key: string): string | undefined => {
+    const value = said(key);
+    return typeof value === "string" && value !== "" ? value : undefined;
+  };
+  const keys = NRI_KEYS[name];
+  const validator = (key: string): unknown => said("default_validator", key);
+  const tolerated = validator(keys.tolerated);
+  const state = stateOfNri(name, said(keys.isSet), isTakenOut, isFrom);
+  const hasValidator = isFrom(NRI_SINCE[name].validator);
+  return {
+    ...(state === undefined ? {} : { state }),
+    socket: text(keys.socket) ?? NRI_DEFAULTS.socket,
+    isOpen: said(keys.isClosed) !== true,
+    pluginDir: text(keys.pluginDir) ?? NRI_DEFAULTS.pluginDir,
+    requestTimeout: milliseconds(said(keys.requestTimeout)) ?? NRI_DEFAULTS.requestTimeout,
+    ...(hasValidator === undefined ? {} : { hasValidator }),
+    ...(validator(keys.validate) === true && hasValidator !== false
+      ? {
+          validator: {
+            required: texts(validator(keys.required)) ?? [],
+            ...(typeof tolerated === "string" && tolerated !== "" ? { toleratedBy: tolerated } : {}),
+            rejectsHooks: validator(keys.hooks) === true,
+          },
+        }
+      : {}),
+  };
+}
+
+/** @param set the switch in the settings, where it is there: of CRI-O that NRI is on, of containerd that it is off */
+function stateOfNri(
+  name: "containerd" | "crio",
+  set: unknown,
+  isTakenOut: boolean,
+  isFrom: (first: string) => boolean | undefined,
+): EngineNri["state"] {
+  const { any, on } = NRI_SINCE[name];
+  if (isFrom(any) === false) return "none";
+  if (isTakenOut) return "off";
+  const isOn = typeof set === "boolean" ? set === (name === "crio") : isFrom(on);
+  return isOn === undefined ? undefined : isOn ? "on" : "off";
+}
+
+/** Of one unit of Go's durations, in milliseconds. */
+const UNITS: Readonly<Record<string, number>> = {
+  ns: 1e-6,
+  us: 1e-3,
+  µs: 1e-3,
+  ms: 1,
+  s: 1000,
+  m: 60_000,
+  h: 3_600_000,
+};
+
+/** A duration as Go writes it: `2s`, `1m30s`; `undefined` of what is none. */
+function milliseconds(duration: unknown): number | undefined {
+  if (typeof duration !== "string" || !/^(?:\d{1,9}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h)){1,8}$/.test(duration)) {
+    return undefined;
+  }
+  let sum = 0;
+  for (const [, number, unit] of duration.matchAll(/([\d.]+)([a-zµ]+)/g))
+    sum += Number(number) * (UNITS[unit ?? ""] ?? 0);
+  return sum;
 }
 
 /** `Docker version 28.5.2, build ...`, `containerd NAME v1.7.24 ...`, `podman version 5.8.6`, `crio version 1.35.0`. */
@@ -171,6 +321,9 @@ interface Settings {
   readonly enabled?: boolean;
   readonly specDirs?: readonly string[];
   readonly runtimes: readonly EngineRuntime[];
+  readonly defaultRuntime?: string;
+  /** The tables of NRI's settings, of each file that has one, and whether the list of disabled plugins names it. */
+  readonly nri?: { readonly tables: readonly unknown[]; readonly isTakenOut: boolean };
 }
 
 /**
@@ -197,6 +350,9 @@ interface Document {
 }
 
 type SettingsReader = (files: Files) => Settings & { readonly faults: Engine["settings"] };
+
+/** containerd's name for its plugin that NRI is. */
+const CONTAINERD_NRI = "io.containerd.nri.v1.nri";
 
 const SETTINGS: Readonly<Record<EngineName, SettingsReader>> = {
   docker: (files) => {
@@ -230,6 +386,11 @@ const SETTINGS: Readonly<Record<EngineName, SettingsReader>> = {
           })),
         ),
       ),
+      ...nameOf(lastOf(plugins.map((plugin) => at(plugin, "containerd", "default_runtime_name")))),
+      nri: {
+        tables: documents.flatMap(({ content }) => at(content, "plugins", CONTAINERD_NRI) ?? []),
+        isTakenOut: documents.some(({ content }) => texts(at(content, "disabled_plugins"))?.includes(CONTAINERD_NRI)),
+      },
       faults: faultsOf(documents),
     };
   },
@@ -241,6 +402,8 @@ const SETTINGS: Readonly<Record<EngineName, SettingsReader>> = {
       runtimes: runtime.flatMap((section) =>
         tables(at(section, "runtimes")).flatMap(([name, one]) => ours(name, at(one, "runtime_path"))),
       ),
+      ...nameOf(lastOf(runtime.map((section) => at(section, "default_runtime")))),
+      nri: { tables: documents.flatMap(({ content }) => at(content, "crio", "nri") ?? []), isTakenOut: false },
       faults: faultsOf(documents),
     };
   },
@@ -346,6 +509,10 @@ function lastOf(values: readonly unknown[]): unknown {
 function specDirsOf(value: unknown): { specDirs?: string[] } {
   const specDirs = texts(value);
   return specDirs === undefined ? {} : { specDirs };
+}
+
+function nameOf(value: unknown): { defaultRuntime?: string } {
+  return typeof value === "string" && value !== "" ? { defaultRuntime: value } : {};
 }
 
 /** A runtime, if its program is Sluice's by name. */

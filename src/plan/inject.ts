@@ -1,44 +1,79 @@
-import { openRegistry, type Registry } from "../cdi/registry.ts";
-import { openIndex } from "../cdi/spec-index.ts";
-import { readDriverVersion } from "../host/driver-version.ts";
-import { Look } from "../host/look.ts";
 import { applyEdits, hasUserNamespace } from "../oci/apply.ts";
 import { type Bundle, writeConfig } from "../oci/bundle.ts";
 import { patchJson } from "../oci/lossless.ts";
 import { missingEdits } from "../oci/missing.part.ts";
 import { withoutPresent } from "../oci/present.ts";
 import type { Config } from "../oci/spec.ts";
-import { grantRequest } from "../policy/grant.ts";
+import type { PodContainer } from "../policy/allocation.ts";
+import type { Settings } from "../policy/config.ts";
+import { grantRequest, trustFor } from "../policy/grant.ts";
+import { podOf } from "../policy/pod.ts";
 import { type ExtraRequest, isEmpty, readRequest } from "../request/request.ts";
-import { checkRequirements } from "../request/requirements.ts";
 import { quote, SluiceError } from "../sys/error.ts";
-import { BUILD } from "../sys/version.ts";
-import { planFromFreshSpecs } from "./fresh.ts";
-import { KeptPlans } from "./kept-plans.ts";
+import { namesOf } from "./device-names.ts";
+import { planGranted } from "./granted.ts";
 import type { Machine } from "./machine.ts";
-import { makePlan, type Plan } from "./plan.ts";
-import { Receipts } from "./receipt.ts";
+import type { Plan } from "./plan.ts";
+import { concernsGpus, planForPod } from "./pod.ts";
+import { type Receipt, Receipts } from "./receipt.ts";
+import { openMachineRegistry } from "./registry.ts";
 
 /** The annotation by which a later door knows that an earlier one has acted (DESIGN.md section 1). */
 export const STAMP = "sluice.dev/plan";
 
-export function openMachineRegistry(machine: Machine): Registry {
-  const index = machine.cached ? openIndex(machine.sys, machine.stateDir, BUILD) : undefined;
-  return openRegistry(machine.host, machine.specDirs, index);
+/**
+ * The plan for a container, from its config.json; `undefined` where it asks for nothing. Changes nothing, and leaves no
+ * line in the audit log.
+ */
+export function planFor(machine: Machine, config: Config, extra?: ExtraRequest): Plan | undefined {
+  const pod = podWithoutTrust(machine, config, extra);
+  return pod === undefined
+    ? planByEngine(machine, config, extra)
+    : planForPod(machine, { door: "", id: "", pod }, config, { audited: false });
 }
 
-/** The plan for a container, from its config.json; `undefined` where it asks for nothing. Changes nothing. */
-export function planFor(machine: Machine, config: Config, extra?: ExtraRequest): Plan | undefined {
-  const request = readRequest(config, machine.settings.cdi.defaultKind, extra);
+/**
+ * As `planFor`, on the word of whoever can start containers.
+ *
+ * @param known the container's pod, where config.json need not be asked
+ */
+export function planByEngine(
+  machine: Machine,
+  config: Config,
+  extra?: ExtraRequest,
+  known?: PodContainer,
+): Plan | undefined {
+  const { settings } = machine;
+  const request = readRequest(config, settings.cdi.defaultKind, extra);
   if (isEmpty(request)) return undefined;
-  const grant = grantRequest(request, machine.settings);
-  if (request.requirements !== undefined) {
-    checkRequirements(request.requirements, readDriverVersion(new Look(machine.host)));
-  }
-  const kept = machine.cached ? new KeptPlans(machine.sys, machine.stateDir) : undefined;
-  return planFromFreshSpecs(machine, grant, () =>
-    makePlan(grant, openMachineRegistry(machine), machine.host, machine.sys.sha256, kept),
+  const names = (name: string) => namesOf(openMachineRegistry(machine), name);
+  const pod = known ?? (matters(settings) ? podOf(config) : undefined);
+  return planGranted(machine, request, grantRequest(request, settings, names, pod));
+}
+
+/** Whether it makes a difference which pod a container belongs to. */
+function matters({ policy }: Settings): boolean {
+  return (
+    policy.trust !== "engine" || [...policy.allow, ...policy.deny].some(({ namespace }) => namespace !== undefined)
   );
+}
+
+/**
+ * The pod of a container that may only have what was allocated to it. What a person adds on the command line is asked for
+ * by whoever rules the machine.
+ *
+ * @throws SluiceError E_POD, unless the container has nothing to do with GPUs: who asks for nothing is left alone
+ */
+function podWithoutTrust(machine: Machine, config: Config, extra: ExtraRequest | undefined): PodContainer | undefined {
+  if ((extra?.devices.length ?? 0) > 0 || Object.keys(extra?.annotations ?? {}).length > 0) return undefined;
+  if (machine.settings.policy.trust === "engine") return undefined;
+  try {
+    const pod = podOf(config);
+    return trustFor(machine.settings, pod) === "engine" ? undefined : pod;
+  } catch (thrown) {
+    if (!(thrown instanceof SluiceError) || concernsGpus(machine, config)) throw thrown;
+    return undefined;
+  }
 }
 
 /** config.json as it is with the plan: its edits applied, those already there not twice, and the stamp. */
@@ -66,22 +101,30 @@ export interface Container {
  * @throws SluiceError E_STAMP where the container carries the stamp of a plan whose edits are no longer all there
  */
 export function inject(machine: Machine, bundle: Bundle, container: Container, extra?: ExtraRequest): Plan | undefined {
+  const { config } = bundle;
   const receipts = new Receipts(machine.sys, machine.stateDir);
-  if (isDone(bundle, container, receipts)) return undefined;
-  const plan = planFor(machine, bundle.config, extra);
-  if (plan === undefined) return undefined;
+  const done = receiptOf(bundle, container, receipts);
+  const pod = podWithoutTrust(machine, config, extra);
+  const given = done?.edits.map(({ edits }) => edits);
+  const plan =
+    pod !== undefined
+      ? planForPod(machine, { ...container, pod }, config, { audited: true, ...(given === undefined ? {} : { given }) })
+      : done === undefined
+        ? planByEngine(machine, config, extra)
+        : undefined;
+  if (plan === undefined || done !== undefined) return undefined;
   const text = patchJson(bundle.text, bundle.config, applyPlan(bundle.config, plan), machine.sys.jsonEnd);
   receipts.write(container.id, container.door, bundle.path, container.runtimeRoot, plan);
   writeConfig(machine.sys, bundle, text);
   return plan;
 }
 
-/** Whether a door before us gave this container its devices, and they are still there. */
-function isDone(bundle: Bundle, container: Container, receipts: Receipts): boolean {
+/** The receipt of the door before us that gave this container its devices; they are still there. */
+function receiptOf(bundle: Bundle, container: Container, receipts: Receipts): Receipt | undefined {
   const annotations = bundle.config.annotations;
-  if (!annotations || !Object.hasOwn(annotations, STAMP)) return false;
+  if (!annotations || !Object.hasOwn(annotations, STAMP)) return undefined;
   const receipt = receipts.read(container.id);
-  if (receipt === undefined || receipt.digest !== annotations[STAMP]) return false;
+  if (receipt === undefined || receipt.digest !== annotations[STAMP]) return undefined;
   const missing = missingEdits(
     bundle.config,
     receipt.edits.map((planned) => planned.edits),
@@ -94,5 +137,5 @@ function isDone(bundle: Bundle, container: Container, receipts: Receipts): boole
       "find what rewrites config.json after Sluice, or create the container anew",
     );
   }
-  return true;
+  return receipt;
 }

@@ -16,7 +16,7 @@ import type { Grant } from "../policy/grant.ts";
 import { readCache, writeCache } from "../sys/cache.ts";
 import type { Files, Sys } from "../sys/sys.ts";
 import { BUILD } from "../sys/version.ts";
-import type { Plan } from "./plan.ts";
+import type { Plan, PlanStore } from "./plan.ts";
 
 /** The edits of a plan in the form that is kept. */
 export interface Rendered {
@@ -56,7 +56,7 @@ class ReadyMount implements Mount {
 /** A destination that would break the form of a line. */
 const SEPARATOR = /[\t\n]/;
 
-export class KeptPlans {
+export class KeptPlans implements PlanStore {
   readonly #sys: Sys;
   readonly #dir: string;
 

@@ -1,6 +1,7 @@
 import { DEFAULTS, loadSettings, type Settings } from "../policy/config.ts";
 import { OsError } from "../sys/error.ts";
 import type { Files, Sys } from "../sys/sys.ts";
+import type { Memory } from "./memory.ts";
 
 /** The machine for which a plan is made: where its files are read, what its administrator set, where state lives. */
 export interface Machine {
@@ -8,12 +9,18 @@ export interface Machine {
   /** Specs, settings and device nodes: this machine's, or those of the tree that `--root` names. */
   readonly host: Files;
   readonly settings: Settings;
+  /** The settings' file, whether it is there or not. */
+  readonly settingsFile: string;
   /** CDI spec folders, later ones winning. */
   readonly specDirs: readonly string[];
   /** Receipts and caches (DESIGN.md section 5, Files). */
   readonly stateDir: string;
+  /** The audit log (DESIGN.md section 5, Files). */
+  readonly logDir: string;
   /** Whether the caches in `stateDir` describe these files: not so for another tree or other spec folders. */
   readonly cached: boolean;
+  /** Of a process that lives, in place of the caches. */
+  readonly memory?: Memory;
 }
 
 export interface MachineOptions {
@@ -39,16 +46,27 @@ export function openMachine(sys: Sys, options: MachineOptions = {}): Machine {
     sys,
     host,
     settings,
+    settingsFile: path,
     specDirs: specDirs ?? settings.cdi.specDirs,
     stateDir,
+    logDir: logDirOf(sys, rootless),
     cached: root === undefined && specDirs === undefined,
   };
 }
 
 /** This machine with the default settings: for calls that must work although somebody broke the settings file. */
 export function openDefaultMachine(sys: Sys): Machine {
-  const stateDir = stateDirOf(sys, isRootless(sys));
-  return { sys, host: sys, settings: DEFAULTS, specDirs: DEFAULTS.cdi.specDirs, stateDir, cached: true };
+  const rootless = isRootless(sys);
+  return {
+    sys,
+    host: sys,
+    settings: DEFAULTS,
+    settingsFile: "",
+    specDirs: DEFAULTS.cdi.specDirs,
+    stateDir: stateDirOf(sys, rootless),
+    logDir: logDirOf(sys, rootless),
+    cached: true,
+  };
 }
 
 /** A folder that the environment names. A relative one is ignored, as the XDG Base Directory specification says. */
@@ -59,6 +77,12 @@ function folderFrom(sys: Sys, variable: string): string | undefined {
 
 function stateDirOf(sys: Sys, rootless: boolean): string {
   return rootless ? `${folderFrom(sys, "XDG_RUNTIME_DIR")}/sluice` : "/run/sluice";
+}
+
+function logDirOf(sys: Sys, rootless: boolean): string {
+  if (!rootless) return "/var/log/sluice";
+  const home = folderFrom(sys, "XDG_STATE_HOME") ?? `${folderFrom(sys, "HOME") ?? ""}/.local/state`;
+  return `${home}/sluice`;
 }
 
 function configPath(sys: Sys, host: Files, rootless: boolean): string {

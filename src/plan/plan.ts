@@ -6,7 +6,7 @@ import type { Grant } from "../policy/grant.ts";
 import { SluiceError } from "../sys/error.ts";
 import type { Files, Sys } from "../sys/sys.ts";
 import { forCapabilities } from "./capabilities.ts";
-import type { KeptPlans, Rendered } from "./kept-plans.ts";
+import type { Rendered } from "./kept-plans.ts";
 
 /** CDI edits that belong together, with the reason why they are made and where they come from. */
 export interface PlannedEdit {
@@ -45,6 +45,17 @@ export interface Plan {
   readonly rendered?: Rendered;
 }
 
+/** Plans that were made before. */
+export interface PlanStore {
+  /** @throws SluiceError E_CDI_DEVICE_NODE where a node of the plan cannot be had any more */
+  find(grant: Grant, state: string, host: Files): Plan | undefined;
+  /**
+   * @param state of the spec files, under which the plan would be made again (`Registry.state`)
+   * @param unresolved the edits of the plan with their device nodes as the spec has them
+   */
+  keep(grant: Grant, state: string, plan: Plan, unresolved: readonly ContainerEdits[]): void;
+}
+
 /**
  * Makes the plan for what was granted: looks the devices up, resolves their nodes, gives each edit its reason.
  * Reads files through `registry` and `host`, changes nothing. All or nothing: one device that cannot be had fails it.
@@ -52,7 +63,7 @@ export interface Plan {
  * @param kept plans that earlier starts have made, so that it need not be made again
  * @throws SluiceError E_CDI_*
  */
-export function makePlan(grant: Grant, registry: Registry, host: Files, sha256: Sys["sha256"], kept?: KeptPlans): Plan {
+export function makePlan(grant: Grant, registry: Registry, host: Files, sha256: Sys["sha256"], kept?: PlanStore): Plan {
   const state = kept && registry.state();
   const known = state === undefined ? undefined : kept?.find(grant, state, host);
   if (known !== undefined) return known;

@@ -115,10 +115,27 @@ export class Receipts {
     }
   }
 
+  /**
+   * Removes the receipt of a container that does not live, if the given door wrote it, or if its bundle is gone: an engine
+   * that is killed may forget a container, and then nobody deletes it.
+   */
+  sweep(id: string, door: string): void {
+    const head = this.#head(id);
+    const path = receiptPath(this.#state, id);
+    if (head === undefined || path === undefined) return;
+    // A relative path is one of the door's own working folder.
+    const isGone = head.config.startsWith("/") && this.#sys.lstat(head.config) === undefined;
+    if (head.door === door || isGone) this.#unlink(path);
+  }
+
+  /** The receipt without its plan, which is long. */
+  #head(id: string): Receipt | undefined {
+    return this.#parse(id, (text) => `${text.slice(0, text.indexOf(PLAN))}}`);
+  }
+
   /** Removes the receipt of a container that is gone. One of a namesake under another runtime root stays. */
   release(id: string, runtimeRoot: string): void {
-    // All that is asked stands before the plan, which is long.
-    const head = this.#parse(id, (text) => `${text.slice(0, text.indexOf(PLAN))}}`);
+    const head = this.#head(id);
     const path = receiptPath(this.#state, id);
     if (head?.runtimeRoot === runtimeRoot && path !== undefined) this.#unlink(path);
   }

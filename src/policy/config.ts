@@ -21,19 +21,64 @@ export interface Settings {
     readonly defaultKind: string;
   };
   readonly policy: {
-    readonly trust: "engine" | "allocated";
+    /** `auto`: `allocated` for the containers of pods, `engine` for others. */
+    readonly trust: "auto" | "engine" | "allocated";
+    /** Whose pods may have what they name all the same. */
+    readonly trustedNamespaces: readonly string[];
+    /** What becomes of a pod's container that asks for, or carries, what was not allocated to it. */
+    readonly unallocated: "refuse" | "report";
+    readonly privileged: "refuse" | "report" | "allow";
+    /** Where there are any, one must fit. */
+    readonly allow: readonly Rule[];
+    /** None may fit. */
+    readonly deny: readonly Rule[];
     /** What beyond GPUs a container may have (request/features.ts). */
     readonly features: readonly FeatureName[];
   };
   readonly share: { readonly defaultMode: ShareMode };
+  readonly daemon: DaemonSettings;
+}
+
+/** What a rule says nothing of, it is for all of. In patterns, `*` stands for any characters. */
+export interface Rule {
+  /** Pattern of a pod's namespace; such a rule is not for containers outside pods. */
+  readonly namespace?: string;
+  /** Pattern of a CDI device name. */
+  readonly device?: string;
+  readonly mode?: ShareMode;
+}
+
+/** Of sluiced alone (src/daemon). */
+export interface DaemonSettings {
+  readonly nri: boolean;
+  readonly nriSocket: string;
+  /** Two digits. */
+  readonly nriIndex: string;
+  readonly kubeletSocket: string;
+  /** Milliseconds. */
+  readonly evidenceDeadline: number;
+  /** `127.0.0.1:9417`, `[::1]:9417`; empty for none. */
+  readonly metricsAddress: string;
+  readonly logLevel: "debug" | "info" | "warn" | "error";
 }
 
 /** A configuration file that passed its schema (schemas/config.json). */
 export interface ConfigFile {
   readonly runtime?: { readonly runtimes?: string[] };
   readonly cdi?: { readonly spec_dirs?: string[]; readonly default_kind?: string };
-  readonly policy?: { readonly trust?: Settings["policy"]["trust"]; readonly features?: FeatureName[] };
+  readonly policy?: Partial<Omit<Settings["policy"], "trustedNamespaces">> & {
+    readonly trusted_namespaces?: readonly string[];
+  };
   readonly share?: { readonly default_mode?: ShareMode };
+  readonly daemon?: {
+    readonly nri?: boolean;
+    readonly nri_socket?: string;
+    readonly nri_index?: string;
+    readonly kubelet_socket?: string;
+    readonly evidence_deadline?: number;
+    readonly metrics_address?: string;
+    readonly log_level?: DaemonSettings["logLevel"];
+  };
 }
 
 /** What is wrong with a configuration file's text: a SluiceError in plain data, without the file's name. */
@@ -47,8 +92,25 @@ export interface ConfigFault {
 export const DEFAULTS: Settings = {
   runtime: { runtimes: ["runc", "crun"] },
   cdi: { specDirs: ["/etc/cdi", "/var/run/cdi"], defaultKind: "nvidia.com/gpu" },
-  policy: { trust: "engine", features: [] },
+  policy: {
+    trust: "auto",
+    trustedNamespaces: [],
+    unallocated: "refuse",
+    privileged: "report",
+    features: [],
+    allow: [],
+    deny: [],
+  },
   share: { defaultMode: "exclusive" },
+  daemon: {
+    nri: true,
+    nriSocket: "/var/run/nri/nri.sock",
+    nriIndex: "90",
+    kubeletSocket: "/var/lib/kubelet/pod-resources/kubelet.sock",
+    evidenceDeadline: 1200,
+    metricsAddress: "",
+    logLevel: "info",
+  },
 };
 
 export interface ConfigOptions {
@@ -116,18 +178,33 @@ function cachedFile(text: string | undefined): ConfigFile | undefined {
   }
 }
 
-function settingsOf({ runtime, cdi, policy, share }: ConfigFile): Settings {
+function settingsOf({ runtime, cdi, policy, share, daemon }: ConfigFile): Settings {
   return {
     runtime: { runtimes: runtime?.runtimes ?? DEFAULTS.runtime.runtimes },
     cdi: {
       specDirs: cdi?.spec_dirs ?? DEFAULTS.cdi.specDirs,
       defaultKind: cdi?.default_kind ?? DEFAULTS.cdi.defaultKind,
     },
-    policy: {
-      trust: policy?.trust ?? DEFAULTS.policy.trust,
-      features: policy?.features ?? DEFAULTS.policy.features,
-    },
+    policy: policy === undefined ? DEFAULTS.policy : policySettingsOf(policy),
     share: { defaultMode: share?.default_mode ?? DEFAULTS.share.defaultMode },
+    daemon: daemon === undefined ? DEFAULTS.daemon : daemonSettingsOf(daemon),
+  };
+}
+
+function policySettingsOf(policy: NonNullable<ConfigFile["policy"]>): Settings["policy"] {
+  const { trusted_namespaces: trustedNamespaces = DEFAULTS.policy.trustedNamespaces, ...rest } = policy;
+  return { ...DEFAULTS.policy, ...rest, trustedNamespaces };
+}
+
+function daemonSettingsOf(daemon: NonNullable<ConfigFile["daemon"]>): DaemonSettings {
+  return {
+    nri: daemon.nri ?? DEFAULTS.daemon.nri,
+    nriSocket: daemon.nri_socket ?? DEFAULTS.daemon.nriSocket,
+    nriIndex: daemon.nri_index ?? DEFAULTS.daemon.nriIndex,
+    kubeletSocket: daemon.kubelet_socket ?? DEFAULTS.daemon.kubeletSocket,
+    evidenceDeadline: daemon.evidence_deadline ?? DEFAULTS.daemon.evidenceDeadline,
+    metricsAddress: daemon.metrics_address ?? DEFAULTS.daemon.metricsAddress,
+    logLevel: daemon.log_level ?? DEFAULTS.daemon.logLevel,
   };
 }
 

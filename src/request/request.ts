@@ -43,7 +43,7 @@ export interface ExtraRequest {
   readonly annotations: Record<string, string>;
 }
 
-const ASK = "gpu.sluice.dev";
+export const ASK = "gpu.sluice.dev";
 const NOTHING: Request = { devices: [], driver: [] };
 
 /** The annotations by which containerd and CRI-O name a pod's container, and the sandbox that is none. */

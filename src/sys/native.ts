@@ -39,6 +39,7 @@ interface Native {
   cacheKey(name: string): string;
   movedEntries(entries: string, low: number, high: number, moved: number): string | undefined;
   sleep(ms: number): void;
+  ask(path: string, text: string, limit: number, timeoutMs: number): string;
   capture(path: string, args: readonly string[], env: readonly string[], limit: number, timeoutMs: number): Captured;
   exec(path: string, from: number): never;
   run(path: string, from: number): number;
@@ -127,6 +128,7 @@ export const sys: Sys = {
   readInput: (limit) => os(() => native.readInput(limit)),
   out: (text) => os(() => native.print(1, text)),
   err: (text) => os(() => native.print(2, text)),
+  ask: (path, text, limit, timeoutMs) => os(() => native.ask(path, text, limit, timeoutMs)),
   capture: (path, args, env, limit, timeoutMs) => os(() => native.capture(path, args, env, limit, timeoutMs)),
   exec: (path, from) => os(() => native.exec(path, from)),
   run: (path, from) => os(() => native.run(path, from)),

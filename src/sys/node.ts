@@ -1,7 +1,7 @@
 /**
  * The system interface over Node, for the daemon and the tests.
  *
- * What Node cannot do is refused, not imitated badly: `exec`, `run`, `lock` and mounts belong to the doors, which are
+ * What Node cannot do is refused, not imitated badly: `exec`, `run` and mounts belong to the doors, which are
  * native. So does a tree that changes while it is written to: here a path is looked at step by step.
  */
 
@@ -254,6 +254,44 @@ function capture(
   return { code: status ?? 128 + (signal === null ? 0 : constants.signals[signal]), out: stdout.toString("utf8") };
 }
 
+const FLOCK = ["/usr/bin/flock", "/bin/flock"];
+/** As flock(1) of util-linux and of busybox say that somebody else has the lock. */
+const TAKEN = 1;
+
+/**
+ * flock(2), which Node lacks. The lock belongs to the open file, so the program flock can take it for us; it is let go of
+ * when the file is closed, however that comes.
+ *
+ * @returns whether we have it now: always, where we `wait`
+ * @throws OsError `ENOTSUP` where there is no such program
+ */
+export function flock(fd: number, wait: boolean): boolean {
+  const program = FLOCK.find((path) => fs.existsSync(path));
+  if (program === undefined) return unsupported("flock");
+  const args = wait ? ["3"] : ["-n", "3"];
+  const { status, error } = spawnSync(program, args, { stdio: ["ignore", "ignore", "ignore", fd], env: {} });
+  if (status === 0) return true;
+  if (status === TAKEN && !wait) return false;
+  throw new OsError((error as NodeJS.ErrnoException | undefined)?.code ?? "EIO", "flock", "");
+}
+
+function lock(path: string): () => void {
+  const { O_RDWR, O_CREAT, O_NOFOLLOW } = fs.constants;
+  const fd = fs.openSync(path, O_RDWR | O_CREAT | O_NOFOLLOW, 0o600);
+  let held = true;
+  const release = () => {
+    if (held) fs.closeSync(fd);
+    held = false;
+  };
+  try {
+    flock(fd, true);
+  } catch (thrown) {
+    release();
+    throw thrown;
+  }
+  return release;
+}
+
 function unsupported(what: string): never {
   throw new OsError("ENOTSUP", what, "");
 }
@@ -278,7 +316,7 @@ export const sys: Sys = {
   rename: (from, to) => os(() => fs.renameSync(from, to)),
   unlink: (path) => os(() => fs.unlinkSync(path)),
   mkdir: (path, mode) => os(() => fs.mkdirSync(path, { mode })),
-  lock: () => unsupported("flock"),
+  lock: (path) => os(() => lock(path)),
   readInput: (limit) => os(() => readInput(limit)),
   out: (text) => void process.stdout.write(text),
   err: (text) => void process.stderr.write(text),

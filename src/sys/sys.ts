@@ -178,6 +178,13 @@ export interface Sys extends Files {
    */
   capture(path: string, args: readonly string[], env: readonly string[], limit: number, timeoutMs: number): Captured;
   /**
+   * Sends a text to the server that listens on a unix socket, and gives its answer, which ends where it closes. Only in the
+   * executable: what has an event loop has better ways.
+   * @throws OsError `EPERM` where the server is another user's, `ETIMEDOUT` after `timeoutMs`, `EFBIG` beyond `limit`
+   * bytes, `EILSEQ` if it is not UTF-8; or what connect gives: `ENOENT`, `ECONNREFUSED`
+   */
+  ask?(path: string, text: string, limit: number, timeoutMs: number): string;
+  /**
    * Becomes the program at `path`: its arguments are our own from number `from` on, to the byte (they need not be
    * UTF-8), its environment and descriptors are those that we were given. Returns only by throwing.
    */

@@ -19,6 +19,7 @@ import { type ContainerdOptions, type Daemon, startContainerd } from "../lab/eng
 import { HAS_GPU_0, HAS_GPU_0_NO_MKNOD, HAS_NONE, showGpus } from "../lab/gpu.ts";
 import { reference } from "../lab/images.ts";
 import { type Machine, needsLab, waitFor } from "../lab/machine.ts";
+import { bringNetwork } from "../lab/network.ts";
 import { assertPlanned } from "../lab/planned.ts";
 import { record } from "../lab/results.ts";
 import { ALONE, BEFORE, type Creation, creations, creationsAlone } from "../lab/witness.ts";
@@ -29,19 +30,6 @@ const options = needsLab();
 const IMAGE = reference("busybox");
 const ASK = { "gpu.sluice.dev": "nvidia.com/gpu=0" };
 const WAIT = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"];
-
-/**
- * A network plugin for pods with a network of their own, as those with a user namespace must have: it connects them to
- * nothing, and says that they have an address.
- */
-const NETWORK_PLUGIN = `#!/bin/sh
-cat >/dev/null
-case $CNI_COMMAND in
-  ADD) echo '{"cniVersion": "0.4.0", "interfaces": [{"name": "'$CNI_IFNAME'", "sandbox": "'$CNI_NETNS'"}],
-    "ips": [{"version": "4", "address": "192.0.2.1/24", "interface": 0}]}' ;;
-  VERSION) echo '{"cniVersion": "0.4.0", "supportedVersions": ["0.3.1", "0.4.0"]}' ;;
-esac
-`;
 
 interface Scene {
   engine: Daemon;
@@ -62,11 +50,10 @@ async function start(t: TestContext, given: ContainerdOptions): Promise<Scene> {
     .replace(/((?:pod|container)_annotations = ).*/g, `$1${patterns}`)
     .replace('BinaryName = "runc"', `BinaryName = "${ALONE}"`);
   fs.writeFileSync(file, config);
-  for (const plugin of ["none", "loopback"]) {
-    for (const dir of ["/opt/cni/bin", "/usr/lib/cni"]) machine.write(`${dir}/${plugin}`, NETWORK_PLUGIN, 0o755);
-  }
-  const network = { cniVersion: "0.4.0", name: "none", plugins: [{ type: "none" }] };
-  machine.write("/etc/cni/net.d/none.conflist", JSON.stringify(network));
+  bringNetwork(machine);
+  // Here the door is tested by itself. What a pod is given where there is a kubelet, test/engine/nri.test.ts says.
+  const settings = path.join(machine.dir, "etc/sluice/config.toml");
+  fs.appendFileSync(settings, '[policy]\ntrust = "engine"\n');
   engine.restart();
   const cri = connect(t, engine.socket, machine.dir);
   await cri.ready();

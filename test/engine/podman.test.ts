@@ -162,6 +162,20 @@ for (const rootless of [false, true]) {
       record("Podman", version(podman), "namespaces of another container, with the annotation", "given");
     });
 
+    await check(t, podman, "a container of a Podman pod has what it names: no kubelet allocates to it", () => {
+      const infra = ["--infra-image", IMAGE, "--infra-command", "sleep 1000", "--name=together"];
+      podman.must("--runtime=sluice", "pod", "create", ...infra);
+      // As other versions of Podman, and `podman kube play`, write it for Kata.
+      const type = "io.kubernetes.cri-o.ContainerType";
+      const id = start(podman, "--pod=together", `--annotation=${type}=container`, ASK);
+      const { annotations } = JSON.parse(creation(podman, id).before);
+      assert.deepEqual([annotations[type], annotations["io.container.manager"]], ["container", "libpod"]);
+      assertPlanned(machine, creation(podman, id));
+      assert.equal(exec(podman, id), HAS_GPU_0_NO_MKNOD);
+      podman.must("--runtime=sluice", "pod", "rm", "--force", "--time=0", "together");
+      record("Podman", version(podman), "`--pod` with the annotation", "given");
+    });
+
     await check(t, podman, "its GPU outlives exec, pause, cp, restart, stop and start", () => {
       const id = start(podman, ASK);
       if (!rootless) {

@@ -155,6 +155,8 @@ export interface PodOptions {
   /** The engine's runtime handler (a RuntimeClass names it); its default where left out. */
   readonly handler?: string;
   readonly name?: string;
+  /** One that no other pod has, where left out. */
+  readonly uid?: string;
   readonly labels?: Record<string, string>;
   readonly annotations?: Record<string, string>;
   /**
@@ -170,6 +172,7 @@ export interface Pod {
   readonly id: string;
   readonly cri: Cri;
   readonly config: Fields<typeof PodSandboxConfigSchema>;
+  readonly metadata: { readonly name: string; readonly uid: string; readonly namespace: string };
   readonly namespaces: Fields<typeof NamespaceOptionSchema>;
   readonly privileged: boolean;
   /** Ends its containers. Once more does nothing. */
@@ -185,6 +188,11 @@ function fresh(what: string): string {
   return `${what}-${process.pid}-${count++}`;
 }
 
+/** What a kubelet labels a pod's sandbox and containers with (Kubernetes, pkg/kubelet/kuberuntime/labels.go). */
+function podLabels({ name, namespace, uid }: { name: string; namespace: string; uid: string }): Record<string, string> {
+  return { "io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": namespace, "io.kubernetes.pod.uid": uid };
+}
+
 /**
  * Runs a pod sandbox, removed when its owner (a test's context) is done. The logs of its containers lie in the engine's
  * /var/log/pods.
@@ -195,10 +203,11 @@ export async function pod(owner: Owner, cri: Cri, options: PodOptions = {}): Pro
   const name = options.name ?? fresh("pod");
   const namespaces = { network: NamespaceMode.NODE, pid: NamespaceMode.CONTAINER, ...options.namespaces };
   const privileged = options.privileged ?? false;
+  const metadata = { name, uid: options.uid ?? fresh("uid"), namespace: "default", attempt: 0 };
   const config = {
-    metadata: { name, uid: fresh("uid"), namespace: "default", attempt: 0 },
+    metadata,
     logDirectory: `/var/log/pods/${name}`,
-    labels: options.labels ?? {},
+    labels: { ...options.labels, ...podLabels(metadata) },
     annotations: options.annotations ?? {},
     linux: { cgroupParent: options.cgroupParent ?? "", securityContext: { namespaceOptions: namespaces, privileged } },
   };
@@ -208,6 +217,7 @@ export async function pod(owner: Owner, cri: Cri, options: PodOptions = {}): Pro
     id: podSandboxId,
     cri,
     config,
+    metadata,
     namespaces,
     privileged,
     async stop() {
@@ -238,6 +248,8 @@ export async function pod(owner: Owner, cri: Cri, options: PodOptions = {}): Pro
 export interface ContainerOptions {
   readonly image: string;
   readonly name?: string;
+  /** How often a kubelet has made it before. */
+  readonly attempt?: number;
   /** Replaces the image's entry point. */
   readonly command?: readonly string[];
   readonly env?: Record<string, string>;
@@ -306,13 +318,13 @@ export async function container(pod: Pod, options: ContainerOptions): Promise<Co
     podSandboxId: pod.id,
     sandboxConfig: pod.config,
     config: {
-      metadata: { name, attempt: 0 },
-      image: { image: options.image },
+      metadata: { name, attempt: options.attempt ?? 0 },
+      image: { image: options.image, userSpecifiedImage: options.image },
       command: [...(options.command ?? [])],
       envs: Object.entries(options.env ?? {}).map(([key, value]) => ({ key, value })),
       mounts: options.mounts ?? [],
       devices: options.devices ?? [],
-      labels: options.labels ?? {},
+      labels: { ...options.labels, ...podLabels(pod.metadata), "io.kubernetes.container.name": name },
       annotations: options.annotations ?? {},
       logPath: `${name}.log`,
       linux: {

@@ -20,7 +20,11 @@ export interface EngineOptions extends MachineOptions {
 }
 
 /** A machine with Sluice's settings for the engine; and the program of the engine's runtime `sluice`. */
-function prepare(owner: Owner, suite: EngineSuite, options: EngineOptions): { machine: Machine; runtime: string } {
+export function prepare(
+  owner: Owner,
+  suite: EngineSuite,
+  options: EngineOptions,
+): { machine: Machine; runtime: string } {
   const { lowLevel = "runc", witness = false } = options;
   const settings = `[runtime]\nruntimes = ["${witness ? AFTER : `/usr/bin/${lowLevel}`}"]\n`;
   const machine = startMachine(owner, suite, { settings, ...options });
@@ -76,7 +80,7 @@ function isOver(folder: string): boolean {
   }
 }
 
-function startDaemon({ machine, socket, command, client, ready }: DaemonOptions): Daemon {
+export function startDaemon({ machine, socket, command, client, ready }: DaemonOptions): Daemon {
   const name = path.basename(command[0] as string);
   const pidFile = path.join(machine.dir, "run", `${name}.pid-of-lab`);
   let started: Started | undefined;
@@ -138,7 +142,7 @@ export function startContainerd(owner: Owner, options: ContainerdOptions): Daemo
 }
 
 /** Puts an image's archive where the machine sees it. @returns that place */
-function carry(machine: Machine, name: ImageName): string {
+export function carry(machine: Machine, name: ImageName): string {
   const file = path.join(machine.shared, `${name}.tar`);
   if (!fs.existsSync(file)) fs.copyFileSync(image(name), file);
   return file;

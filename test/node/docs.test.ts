@@ -112,12 +112,22 @@ test("docs/configuration.md has every setting of the schema, with its default, a
 
 test("the settings file that docs/configuration.md shows is one, with every default", () => {
   const shown = /```toml\n([\s\S]*?)```/.exec(read("docs/configuration.md"))?.[1] ?? "";
-  const { runtime, cdi, policy, share } = DEFAULTS;
+  const { runtime, cdi, policy, share, daemon } = DEFAULTS;
+  const { trustedNamespaces, ...rest } = policy;
   // Through JSON, since the parser's objects have no prototype.
   assert.deepEqual(JSON.parse(JSON.stringify(parseConfig(shown))), {
     runtime: { runtimes: runtime.runtimes },
     cdi: { spec_dirs: cdi.specDirs, default_kind: cdi.defaultKind },
-    policy: { trust: policy.trust, features: policy.features },
+    policy: { ...rest, trusted_namespaces: trustedNamespaces },
     share: { default_mode: share.defaultMode },
+    daemon: {
+      nri: daemon.nri,
+      nri_socket: daemon.nriSocket,
+      nri_index: daemon.nriIndex,
+      kubelet_socket: daemon.kubeletSocket,
+      evidence_deadline: daemon.evidenceDeadline,
+      metrics_address: daemon.metricsAddress,
+      log_level: daemon.logLevel,
+    },
   });
 });

@@ -13,7 +13,9 @@ test("every finding of the doctor is in docs/doctor.md once, with the severity t
       severity,
     ]),
   );
-  const source = ["src/cli/doctor-checks.ts", "src/cli/doctor.part.ts"].map(read).join("\n");
+  const source = ["src/cli/doctor-checks.ts", "src/cli/doctor-node-checks.ts", "src/cli/doctor.part.ts"]
+    .map(read)
+    .join("\n");
   const codes = new Set(
     [...source.matchAll(/(?:code: |\[\s*)"([a-z]+(?:-[a-z]+)+)"/g)].map(([, code]) => code as string),
   );

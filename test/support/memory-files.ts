@@ -154,6 +154,8 @@ export class MemorySys implements Sys {
   exitCode = 0;
   /** What `capture` gives, by path and arguments with spaces between; a program that is not here does not exist. */
   readonly answers = new Map<string, Captured>();
+  /** What the servers that listen on unix sockets answer, by the socket's path. */
+  readonly servers = new Map<string, (question: string) => string>();
   /** Standard input. */
   input = "";
   /** The working folder. */
@@ -504,6 +506,15 @@ export class MemorySys implements Sys {
     const answer = this.answers.get([path, ...args].join(" "));
     if (answer === undefined) throw new OsError("ENOENT", "execve", path);
     if (answer.out.length > limit) throw new OsError("EFBIG", "read", path);
+    return answer;
+  }
+
+  ask(path: string, text: string, limit: number): string {
+    this.#call("ask", path);
+    const server = this.servers.get(path);
+    if (server === undefined) throw new OsError("ENOENT", "connect", path);
+    const answer = server(text);
+    if (answer.length > limit) throw new OsError("EFBIG", "read", path);
     return answer;
   }
 

@@ -26,7 +26,7 @@ test("an unknown key is named with the one that was meant", () => {
     ['[Policy]\ntrust = "engine"', `E_CONFIG_KEY: ${PATH}: there is no key Policy; did you mean policy?`],
     [
       '[policies]\ntrust = "engine"',
-      `E_CONFIG_KEY: ${PATH}: there is no key policies; remove it; at the top there are runtime, cdi, policy, share`,
+      `E_CONFIG_KEY: ${PATH}: there is no key policies; remove it; at the top there are runtime, cdi, policy, share, daemon`,
     ],
     ['[runtime]\ntrust = "engine"', `E_CONFIG_KEY: ${PATH}: there is no key runtime.trust; did you mean policy.trust?`],
     ['trust = "engine"', `E_CONFIG_KEY: ${PATH}: there is no key trust; did you mean policy.trust?`],
@@ -47,11 +47,11 @@ test("a wrong value is named with its key, what it should be and the default", (
     ["[[cdi]]", "cdi is a list of 1; set it to a table"],
     [
       '[policy]\ntrust = "Engine"',
-      'policy.trust is "Engine"; set it to "engine" or "allocated", or remove it for the default "engine"',
+      'policy.trust is "Engine"; set it to "auto", "engine" or "allocated", or remove it for the default "auto"',
     ],
     [
       "[policy]\ntrust = true",
-      'policy.trust is true; set it to "engine" or "allocated", or remove it for the default "engine"',
+      'policy.trust is true; set it to "auto", "engine" or "allocated", or remove it for the default "auto"',
     ],
     [
       '[policy]\nfeatures = ["gds", "gds"]',

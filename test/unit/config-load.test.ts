@@ -26,8 +26,20 @@ test("without a file the defaults hold, and they are the schema's", () => {
     "/cdi/spec_dirs": DEFAULTS.cdi.specDirs,
     "/cdi/default_kind": DEFAULTS.cdi.defaultKind,
     "/policy/trust": DEFAULTS.policy.trust,
+    "/policy/trusted_namespaces": DEFAULTS.policy.trustedNamespaces,
+    "/policy/unallocated": DEFAULTS.policy.unallocated,
+    "/policy/privileged": DEFAULTS.policy.privileged,
+    "/policy/allow": DEFAULTS.policy.allow,
+    "/policy/deny": DEFAULTS.policy.deny,
     "/policy/features": DEFAULTS.policy.features,
     "/share/default_mode": DEFAULTS.share.defaultMode,
+    "/daemon/nri": DEFAULTS.daemon.nri,
+    "/daemon/nri_socket": DEFAULTS.daemon.nriSocket,
+    "/daemon/nri_index": DEFAULTS.daemon.nriIndex,
+    "/daemon/kubelet_socket": DEFAULTS.daemon.kubeletSocket,
+    "/daemon/evidence_deadline": DEFAULTS.daemon.evidenceDeadline,
+    "/daemon/metrics_address": DEFAULTS.daemon.metricsAddress,
+    "/daemon/log_level": DEFAULTS.daemon.logLevel,
   });
 });
 
@@ -52,15 +64,50 @@ test("every key is read", () => {
     default_kind = "amd.com/gpu"
     [policy]
     trust = "allocated"
+    trusted_namespaces = ["gpu-operator"]
+    unallocated = "report"
+    privileged = "refuse"
     features = ["imex", "gds"]
+    [[policy.allow]]
+    namespace = "team-*"
+    device = "nvidia.com/gpu=*"
+    mode = "mps"
+    [[policy.deny]]
+    device = "*=all"
     [share]
     default_mode = "mps"
+    [daemon]
+    nri = false
+    nri_socket = "/run/nri.sock"
+    nri_index = "05"
+    kubelet_socket = "/var/lib/k0s/kubelet/pod-resources/kubelet.sock"
+    evidence_deadline = 700
+    metrics_address = "[::1]:9417"
+    log_level = "debug"
   `;
-  assert.deepEqual(loadSettings(machine(text), PATH), {
+  // Through JSON, since the parser's objects have no prototype.
+  assert.deepEqual(JSON.parse(JSON.stringify(loadSettings(machine(text), PATH))), {
     runtime: { runtimes: ["/usr/local/sbin/runc", "crun"] },
     cdi: { specDirs: ["/opt/cdi"], defaultKind: "amd.com/gpu" },
-    policy: { trust: "allocated", features: ["imex", "gds"] },
+    policy: {
+      trust: "allocated",
+      trustedNamespaces: ["gpu-operator"],
+      unallocated: "report",
+      privileged: "refuse",
+      features: ["imex", "gds"],
+      allow: [{ namespace: "team-*", device: "nvidia.com/gpu=*", mode: "mps" }],
+      deny: [{ device: "*=all" }],
+    },
     share: { defaultMode: "mps" },
+    daemon: {
+      nri: false,
+      nriSocket: "/run/nri.sock",
+      nriIndex: "05",
+      kubeletSocket: "/var/lib/k0s/kubelet/pod-resources/kubelet.sock",
+      evidenceDeadline: 700,
+      metricsAddress: "[::1]:9417",
+      logLevel: "debug",
+    },
   });
 });
 
@@ -156,7 +203,7 @@ test("the cached form of another file is not used", () => {
   const sys = machine('policy.trust = "allocated"\n');
   sys.put("/other.toml", "");
   cached(sys);
-  assert.equal(loadSettings(sys, "/other.toml", { cache: { sys, dir: STATE } }).policy.trust, "engine");
+  assert.equal(loadSettings(sys, "/other.toml", { cache: { sys, dir: STATE } }).policy.trust, "auto");
 });
 
 test("a cache that is no JSON object is made anew", () => {

@@ -476,6 +476,9 @@ test("no runtime to create containers, a state folder of others, receipts that a
   assert.equal(only(sys, "receipt-left").fix, "rm /run/sluice/receipts/gone.json");
   sys.put("/bundle/config.json", "{}");
   assert.ok(!has(sys, "receipt-left"));
+  // sluiced is told of no config.json.
+  new Receipts(sys, "/run/sluice").write("lives", "nri", "", "", plan);
+  assert.ok(!has(sys, "receipt-left"));
 });
 
 test("cgroups: v1 without device control, and crun on both versions at once", () => {

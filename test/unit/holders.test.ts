@@ -169,6 +169,24 @@ test("gpus: containers that Sluice gave a GPU to, and processes, stand beside it
   assert.ok(!output.includes("gone"));
 });
 
+test("gpus: a container that sluiced gave a GPU to, of which no config.json is known, has it too", () => {
+  const output = shown("lost-gpu-removed", {}, (sys) => {
+    const text = JSON.stringify({
+      devices: [],
+      edits: [
+        {
+          reason: "r",
+          source: {},
+          edits: { deviceNodes: [{ path: "/dev/nvidia1", type: "c", major: 195, minor: 1 }] },
+        },
+      ],
+    });
+    const plan = { ...JSON.parse(text), digest: sys.sha256(text), text, specs: [] } as Plan;
+    new Receipts(sys, "/run/sluice").write("in-a-pod", "nri", "", "", plan);
+  });
+  assert.match(output, /^1 +NVIDIA L4 .* usable +container in-a-pod \(sluice nri\)$/m);
+});
+
 test("gpus: who has a MIG device stands at it, and who has the GPU for itself at the GPU", () => {
   const output = shown("a100-mig-2-half", {
     "/dev/nvidia-caps/nvidia-cap148": char(237, 148),

@@ -96,13 +96,11 @@ test("driver files that no spec has are refused, not left out", () => {
   });
 });
 
-test("settings that this version cannot honour are refused for who asks, and only then", () => {
-  for (const setting of ['[policy]\ntrust = "allocated"\n', '[share]\ndefault_mode = "mps"\n']) {
-    const sys = host();
-    sys.put("/etc/sluice/config.toml", setting);
-    assert.throws(() => planFor(openMachine(sys), CONFIG), { code: "E_NOT_YET" });
-    assert.equal(planFor(openMachine(sys), {}), undefined);
-  }
+test("a setting that this version cannot honour is refused for who asks, and only then", () => {
+  const sys = host();
+  sys.put("/etc/sluice/config.toml", '[share]\ndefault_mode = "mps"\n');
+  assert.throws(() => planFor(openMachine(sys), CONFIG), { code: "E_NOT_YET" });
+  assert.equal(planFor(openMachine(sys), {}), undefined);
 });
 
 test("injection writes config.json with a stamp, and the receipt that vouches for it", () => {

@@ -9,7 +9,8 @@ import { readRequest } from "../../src/request/request.ts";
 function grant(allowed: readonly FeatureName[], env: readonly string[], asked?: string): Grant {
   const annotations = asked === undefined ? {} : { "gpu.sluice.dev": asked };
   const settings: Settings = { ...DEFAULTS, policy: { ...DEFAULTS.policy, features: allowed } };
-  return grantRequest(readRequest({ process: { env: [...env] }, annotations }, "nvidia.com/gpu"), settings);
+  const request = readRequest({ process: { env: [...env] }, annotations }, "nvidia.com/gpu");
+  return grantRequest(request, settings, (name) => ({ names: [name], parts: [] }));
 }
 
 const GPU = "NVIDIA_VISIBLE_DEVICES=0";

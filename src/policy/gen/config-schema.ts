@@ -5,6 +5,12 @@ const func0 = Object.prototype.hasOwnProperty;
 const pattern0 = new RegExp("^(?:/[^\\u0000]+|[^/\\u0000]+)$", "u");
 const pattern1 = new RegExp("^/[^\\u0000]*$", "u");
 const pattern2 = new RegExp("^(?=[^/]{1,253}/[^/]{1,63}$)[A-Za-z](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?/[A-Za-z](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?$", "u");
+const pattern3 = new RegExp("^[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?$", "u");
+const pattern4 = new RegExp("^[a-z0-9*](?:[-a-z0-9*]{0,61}[a-z0-9*])?$", "u");
+const pattern5 = new RegExp("^[^\\s\\u0000]{1,500}$", "u");
+const pattern8 = new RegExp("^/[^\\u0000]{1,106}$", "u");
+const pattern9 = new RegExp("^[0-9]{2}$", "u");
+const pattern11 = new RegExp("^(?:|[0-9]{1,3}(?:\\.[0-9]{1,3}){3}:[0-9]{1,5}|\\[[0-9A-Fa-f:.]{2,45}\\]:[0-9]{1,5})$", "u");
 function validate10(data, {instancePath="", parentData, parentDataProperty, rootData=data}={}){
 let vErrors = null;
 let errors = 0;
@@ -12,7 +18,7 @@ if(errors === 0){
 if(data && typeof data == "object" && !Array.isArray(data)){
 const _errs1 = errors;
 for(const key0 of Object.keys(data)){
-if(!((((key0 === "runtime") || (key0 === "cdi")) || (key0 === "policy")) || (key0 === "share"))){
+if(!(((((key0 === "runtime") || (key0 === "cdi")) || (key0 === "policy")) || (key0 === "share")) || (key0 === "daemon"))){
 validate10.errors = [{instancePath,schemaPath:"#/additionalProperties",keyword:"additionalProperties",params:{additionalProperty: key0}}];
 return false;
 break;
@@ -218,7 +224,7 @@ if(errors === _errs18){
 if(data7 && typeof data7 == "object" && !Array.isArray(data7)){
 const _errs20 = errors;
 for(const key3 of Object.keys(data7)){
-if(!((key3 === "trust") || (key3 === "features"))){
+if(!(((((((key3 === "trust") || (key3 === "trusted_namespaces")) || (key3 === "unallocated")) || (key3 === "privileged")) || (key3 === "features")) || (key3 === "allow")) || (key3 === "deny"))){
 validate10.errors = [{instancePath:instancePath+"/policy",schemaPath:"#/properties/policy/additionalProperties",keyword:"additionalProperties",params:{additionalProperty: key3}}];
 return false;
 break;
@@ -228,7 +234,7 @@ if(_errs20 === errors){
 if(data7.trust !== undefined && func0.call(data7, "trust")){
 let data8 = data7.trust;
 const _errs21 = errors;
-if(!((data8 === "engine") || (data8 === "allocated"))){
+if(!(((data8 === "auto") || (data8 === "engine")) || (data8 === "allocated"))){
 validate10.errors = [{instancePath:instancePath+"/policy/trust",schemaPath:"#/properties/policy/properties/trust/enum",keyword:"enum",params:{}}];
 return false;
 }
@@ -238,23 +244,32 @@ else {
 var valid6 = true;
 }
 if(valid6){
-if(data7.features !== undefined && func0.call(data7, "features")){
-let data9 = data7.features;
+if(data7.trusted_namespaces !== undefined && func0.call(data7, "trusted_namespaces")){
+let data9 = data7.trusted_namespaces;
 const _errs22 = errors;
 if(errors === _errs22){
 if(Array.isArray(data9)){
+if(data9.length > 64){
+validate10.errors = [{instancePath:instancePath+"/policy/trusted_namespaces",schemaPath:"#/properties/policy/properties/trusted_namespaces/maxItems",keyword:"maxItems",params:{limit: 64}}];
+return false;
+}
+else {
 var valid7 = true;
 const len2 = data9.length;
 for(let i3=0; i3<len2; i3++){
 let data10 = data9[i3];
 const _errs24 = errors;
-if(typeof data10 !== "string"){
-validate10.errors = [{instancePath:instancePath+"/policy/features/" + i3,schemaPath:"#/properties/policy/properties/features/items/type",keyword:"type",params:{type: "string"}}];
+if(errors === _errs24){
+if(typeof data10 === "string"){
+if(!pattern3.test(data10)){
+validate10.errors = [{instancePath:instancePath+"/policy/trusted_namespaces/" + i3,schemaPath:"#/properties/policy/properties/trusted_namespaces/items/pattern",keyword:"pattern",params:{pattern: "^[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?$"}}];
 return false;
 }
-if(!(((((((data10 === "gds") || (data10 === "mofed")) || (data10 === "gdrcopy")) || (data10 === "nvswitch")) || (data10 === "imex")) || (data10 === "mig-config")) || (data10 === "mig-monitor"))){
-validate10.errors = [{instancePath:instancePath+"/policy/features/" + i3,schemaPath:"#/properties/policy/properties/features/items/enum",keyword:"enum",params:{}}];
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/trusted_namespaces/" + i3,schemaPath:"#/properties/policy/properties/trusted_namespaces/items/type",keyword:"type",params:{type: "string"}}];
 return false;
+}
 }
 var valid7 = _errs24 === errors;
 if(!valid7){
@@ -273,11 +288,93 @@ continue;
 }
 if(typeof indices1[item1] == "number"){
 j1 = indices1[item1];
-validate10.errors = [{instancePath:instancePath+"/policy/features",schemaPath:"#/properties/policy/properties/features/uniqueItems",keyword:"uniqueItems",params:{i: i4, j: j1}}];
+validate10.errors = [{instancePath:instancePath+"/policy/trusted_namespaces",schemaPath:"#/properties/policy/properties/trusted_namespaces/uniqueItems",keyword:"uniqueItems",params:{i: i4, j: j1}}];
 return false;
 break;
 }
 indices1[item1] = i4;
+}
+}
+}
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/trusted_namespaces",schemaPath:"#/properties/policy/properties/trusted_namespaces/type",keyword:"type",params:{type: "array"}}];
+return false;
+}
+}
+var valid6 = _errs22 === errors;
+}
+else {
+var valid6 = true;
+}
+if(valid6){
+if(data7.unallocated !== undefined && func0.call(data7, "unallocated")){
+let data11 = data7.unallocated;
+const _errs26 = errors;
+if(!((data11 === "refuse") || (data11 === "report"))){
+validate10.errors = [{instancePath:instancePath+"/policy/unallocated",schemaPath:"#/properties/policy/properties/unallocated/enum",keyword:"enum",params:{}}];
+return false;
+}
+var valid6 = _errs26 === errors;
+}
+else {
+var valid6 = true;
+}
+if(valid6){
+if(data7.privileged !== undefined && func0.call(data7, "privileged")){
+let data12 = data7.privileged;
+const _errs27 = errors;
+if(!(((data12 === "refuse") || (data12 === "report")) || (data12 === "allow"))){
+validate10.errors = [{instancePath:instancePath+"/policy/privileged",schemaPath:"#/properties/policy/properties/privileged/enum",keyword:"enum",params:{}}];
+return false;
+}
+var valid6 = _errs27 === errors;
+}
+else {
+var valid6 = true;
+}
+if(valid6){
+if(data7.features !== undefined && func0.call(data7, "features")){
+let data13 = data7.features;
+const _errs28 = errors;
+if(errors === _errs28){
+if(Array.isArray(data13)){
+var valid9 = true;
+const len3 = data13.length;
+for(let i5=0; i5<len3; i5++){
+let data14 = data13[i5];
+const _errs30 = errors;
+if(typeof data14 !== "string"){
+validate10.errors = [{instancePath:instancePath+"/policy/features/" + i5,schemaPath:"#/properties/policy/properties/features/items/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+if(!(((((((data14 === "gds") || (data14 === "mofed")) || (data14 === "gdrcopy")) || (data14 === "nvswitch")) || (data14 === "imex")) || (data14 === "mig-config")) || (data14 === "mig-monitor"))){
+validate10.errors = [{instancePath:instancePath+"/policy/features/" + i5,schemaPath:"#/properties/policy/properties/features/items/enum",keyword:"enum",params:{}}];
+return false;
+}
+var valid9 = _errs30 === errors;
+if(!valid9){
+break;
+}
+}
+if(valid9){
+let i6 = data13.length;
+let j2;
+if(i6 > 1){
+const indices2 = {};
+for(;i6--;){
+let item2 = data13[i6];
+if(typeof item2 !== "string"){
+continue;
+}
+if(typeof indices2[item2] == "number"){
+j2 = indices2[item2];
+validate10.errors = [{instancePath:instancePath+"/policy/features",schemaPath:"#/properties/policy/properties/features/uniqueItems",keyword:"uniqueItems",params:{i: i6, j: j2}}];
+return false;
+break;
+}
+indices2[item2] = i6;
 }
 }
 }
@@ -287,10 +384,241 @@ validate10.errors = [{instancePath:instancePath+"/policy/features",schemaPath:"#
 return false;
 }
 }
-var valid6 = _errs22 === errors;
+var valid6 = _errs28 === errors;
 }
 else {
 var valid6 = true;
+}
+if(valid6){
+if(data7.allow !== undefined && func0.call(data7, "allow")){
+let data15 = data7.allow;
+const _errs32 = errors;
+if(errors === _errs32){
+if(Array.isArray(data15)){
+if(data15.length > 256){
+validate10.errors = [{instancePath:instancePath+"/policy/allow",schemaPath:"#/properties/policy/properties/allow/maxItems",keyword:"maxItems",params:{limit: 256}}];
+return false;
+}
+else {
+var valid11 = true;
+const len4 = data15.length;
+for(let i7=0; i7<len4; i7++){
+let data16 = data15[i7];
+const _errs34 = errors;
+if(errors === _errs34){
+if(data16 && typeof data16 == "object" && !Array.isArray(data16)){
+if(Object.keys(data16).length < 1){
+validate10.errors = [{instancePath:instancePath+"/policy/allow/" + i7,schemaPath:"#/properties/policy/properties/allow/items/minProperties",keyword:"minProperties",params:{limit: 1}}];
+return false;
+}
+else {
+const _errs36 = errors;
+for(const key4 of Object.keys(data16)){
+if(!(((key4 === "namespace") || (key4 === "device")) || (key4 === "mode"))){
+validate10.errors = [{instancePath:instancePath+"/policy/allow/" + i7,schemaPath:"#/properties/policy/properties/allow/items/additionalProperties",keyword:"additionalProperties",params:{additionalProperty: key4}}];
+return false;
+break;
+}
+}
+if(_errs36 === errors){
+if(data16.namespace !== undefined && func0.call(data16, "namespace")){
+let data17 = data16.namespace;
+const _errs37 = errors;
+if(errors === _errs37){
+if(typeof data17 === "string"){
+if(!pattern4.test(data17)){
+validate10.errors = [{instancePath:instancePath+"/policy/allow/" + i7+"/namespace",schemaPath:"#/properties/policy/properties/allow/items/properties/namespace/pattern",keyword:"pattern",params:{pattern: "^[a-z0-9*](?:[-a-z0-9*]{0,61}[a-z0-9*])?$"}}];
+return false;
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/allow/" + i7+"/namespace",schemaPath:"#/properties/policy/properties/allow/items/properties/namespace/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+}
+var valid12 = _errs37 === errors;
+}
+else {
+var valid12 = true;
+}
+if(valid12){
+if(data16.device !== undefined && func0.call(data16, "device")){
+let data18 = data16.device;
+const _errs39 = errors;
+if(errors === _errs39){
+if(typeof data18 === "string"){
+if(!pattern5.test(data18)){
+validate10.errors = [{instancePath:instancePath+"/policy/allow/" + i7+"/device",schemaPath:"#/properties/policy/properties/allow/items/properties/device/pattern",keyword:"pattern",params:{pattern: "^[^\\s\\u0000]{1,500}$"}}];
+return false;
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/allow/" + i7+"/device",schemaPath:"#/properties/policy/properties/allow/items/properties/device/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+}
+var valid12 = _errs39 === errors;
+}
+else {
+var valid12 = true;
+}
+if(valid12){
+if(data16.mode !== undefined && func0.call(data16, "mode")){
+let data19 = data16.mode;
+const _errs41 = errors;
+if(!((((((data19 === "exclusive") || (data19 === "timeslice")) || (data19 === "mig")) || (data19 === "mps")) || (data19 === "limiter")) || (data19 === "vgpu"))){
+validate10.errors = [{instancePath:instancePath+"/policy/allow/" + i7+"/mode",schemaPath:"#/properties/policy/properties/allow/items/properties/mode/enum",keyword:"enum",params:{}}];
+return false;
+}
+var valid12 = _errs41 === errors;
+}
+else {
+var valid12 = true;
+}
+}
+}
+}
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/allow/" + i7,schemaPath:"#/properties/policy/properties/allow/items/type",keyword:"type",params:{type: "object"}}];
+return false;
+}
+}
+var valid11 = _errs34 === errors;
+if(!valid11){
+break;
+}
+}
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/allow",schemaPath:"#/properties/policy/properties/allow/type",keyword:"type",params:{type: "array"}}];
+return false;
+}
+}
+var valid6 = _errs32 === errors;
+}
+else {
+var valid6 = true;
+}
+if(valid6){
+if(data7.deny !== undefined && func0.call(data7, "deny")){
+let data20 = data7.deny;
+const _errs42 = errors;
+if(errors === _errs42){
+if(Array.isArray(data20)){
+if(data20.length > 256){
+validate10.errors = [{instancePath:instancePath+"/policy/deny",schemaPath:"#/properties/policy/properties/deny/maxItems",keyword:"maxItems",params:{limit: 256}}];
+return false;
+}
+else {
+var valid13 = true;
+const len5 = data20.length;
+for(let i8=0; i8<len5; i8++){
+let data21 = data20[i8];
+const _errs44 = errors;
+if(errors === _errs44){
+if(data21 && typeof data21 == "object" && !Array.isArray(data21)){
+if(Object.keys(data21).length < 1){
+validate10.errors = [{instancePath:instancePath+"/policy/deny/" + i8,schemaPath:"#/properties/policy/properties/deny/items/minProperties",keyword:"minProperties",params:{limit: 1}}];
+return false;
+}
+else {
+const _errs46 = errors;
+for(const key5 of Object.keys(data21)){
+if(!(((key5 === "namespace") || (key5 === "device")) || (key5 === "mode"))){
+validate10.errors = [{instancePath:instancePath+"/policy/deny/" + i8,schemaPath:"#/properties/policy/properties/deny/items/additionalProperties",keyword:"additionalProperties",params:{additionalProperty: key5}}];
+return false;
+break;
+}
+}
+if(_errs46 === errors){
+if(data21.namespace !== undefined && func0.call(data21, "namespace")){
+let data22 = data21.namespace;
+const _errs47 = errors;
+if(errors === _errs47){
+if(typeof data22 === "string"){
+if(!pattern4.test(data22)){
+validate10.errors = [{instancePath:instancePath+"/policy/deny/" + i8+"/namespace",schemaPath:"#/properties/policy/properties/deny/items/properties/namespace/pattern",keyword:"pattern",params:{pattern: "^[a-z0-9*](?:[-a-z0-9*]{0,61}[a-z0-9*])?$"}}];
+return false;
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/deny/" + i8+"/namespace",schemaPath:"#/properties/policy/properties/deny/items/properties/namespace/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+}
+var valid14 = _errs47 === errors;
+}
+else {
+var valid14 = true;
+}
+if(valid14){
+if(data21.device !== undefined && func0.call(data21, "device")){
+let data23 = data21.device;
+const _errs49 = errors;
+if(errors === _errs49){
+if(typeof data23 === "string"){
+if(!pattern5.test(data23)){
+validate10.errors = [{instancePath:instancePath+"/policy/deny/" + i8+"/device",schemaPath:"#/properties/policy/properties/deny/items/properties/device/pattern",keyword:"pattern",params:{pattern: "^[^\\s\\u0000]{1,500}$"}}];
+return false;
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/deny/" + i8+"/device",schemaPath:"#/properties/policy/properties/deny/items/properties/device/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+}
+var valid14 = _errs49 === errors;
+}
+else {
+var valid14 = true;
+}
+if(valid14){
+if(data21.mode !== undefined && func0.call(data21, "mode")){
+let data24 = data21.mode;
+const _errs51 = errors;
+if(!((((((data24 === "exclusive") || (data24 === "timeslice")) || (data24 === "mig")) || (data24 === "mps")) || (data24 === "limiter")) || (data24 === "vgpu"))){
+validate10.errors = [{instancePath:instancePath+"/policy/deny/" + i8+"/mode",schemaPath:"#/properties/policy/properties/deny/items/properties/mode/enum",keyword:"enum",params:{}}];
+return false;
+}
+var valid14 = _errs51 === errors;
+}
+else {
+var valid14 = true;
+}
+}
+}
+}
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/deny/" + i8,schemaPath:"#/properties/policy/properties/deny/items/type",keyword:"type",params:{type: "object"}}];
+return false;
+}
+}
+var valid13 = _errs44 === errors;
+if(!valid13){
+break;
+}
+}
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/policy/deny",schemaPath:"#/properties/policy/properties/deny/type",keyword:"type",params:{type: "array"}}];
+return false;
+}
+}
+var valid6 = _errs42 === errors;
+}
+else {
+var valid6 = true;
+}
+}
+}
+}
+}
 }
 }
 }
@@ -307,22 +635,22 @@ var valid0 = true;
 }
 if(valid0){
 if(data.share !== undefined && func0.call(data, "share")){
-let data11 = data.share;
-const _errs26 = errors;
-if(errors === _errs26){
-if(data11 && typeof data11 == "object" && !Array.isArray(data11)){
-const _errs28 = errors;
-for(const key4 of Object.keys(data11)){
-if(!(key4 === "default_mode")){
-validate10.errors = [{instancePath:instancePath+"/share",schemaPath:"#/properties/share/additionalProperties",keyword:"additionalProperties",params:{additionalProperty: key4}}];
+let data25 = data.share;
+const _errs52 = errors;
+if(errors === _errs52){
+if(data25 && typeof data25 == "object" && !Array.isArray(data25)){
+const _errs54 = errors;
+for(const key6 of Object.keys(data25)){
+if(!(key6 === "default_mode")){
+validate10.errors = [{instancePath:instancePath+"/share",schemaPath:"#/properties/share/additionalProperties",keyword:"additionalProperties",params:{additionalProperty: key6}}];
 return false;
 break;
 }
 }
-if(_errs28 === errors){
-if(data11.default_mode !== undefined && func0.call(data11, "default_mode")){
-let data12 = data11.default_mode;
-if(!((((((data12 === "exclusive") || (data12 === "timeslice")) || (data12 === "mig")) || (data12 === "mps")) || (data12 === "limiter")) || (data12 === "vgpu"))){
+if(_errs54 === errors){
+if(data25.default_mode !== undefined && func0.call(data25, "default_mode")){
+let data26 = data25.default_mode;
+if(!((((((data26 === "exclusive") || (data26 === "timeslice")) || (data26 === "mig")) || (data26 === "mps")) || (data26 === "limiter")) || (data26 === "vgpu"))){
 validate10.errors = [{instancePath:instancePath+"/share/default_mode",schemaPath:"#/properties/share/properties/default_mode/enum",keyword:"enum",params:{}}];
 return false;
 }
@@ -334,10 +662,179 @@ validate10.errors = [{instancePath:instancePath+"/share",schemaPath:"#/propertie
 return false;
 }
 }
-var valid0 = _errs26 === errors;
+var valid0 = _errs52 === errors;
 }
 else {
 var valid0 = true;
+}
+if(valid0){
+if(data.daemon !== undefined && func0.call(data, "daemon")){
+let data27 = data.daemon;
+const _errs56 = errors;
+if(errors === _errs56){
+if(data27 && typeof data27 == "object" && !Array.isArray(data27)){
+const _errs58 = errors;
+for(const key7 of Object.keys(data27)){
+if(!(((((((key7 === "nri") || (key7 === "nri_socket")) || (key7 === "nri_index")) || (key7 === "kubelet_socket")) || (key7 === "evidence_deadline")) || (key7 === "metrics_address")) || (key7 === "log_level"))){
+validate10.errors = [{instancePath:instancePath+"/daemon",schemaPath:"#/properties/daemon/additionalProperties",keyword:"additionalProperties",params:{additionalProperty: key7}}];
+return false;
+break;
+}
+}
+if(_errs58 === errors){
+if(data27.nri !== undefined && func0.call(data27, "nri")){
+const _errs59 = errors;
+if(typeof data27.nri !== "boolean"){
+validate10.errors = [{instancePath:instancePath+"/daemon/nri",schemaPath:"#/properties/daemon/properties/nri/type",keyword:"type",params:{type: "boolean"}}];
+return false;
+}
+var valid16 = _errs59 === errors;
+}
+else {
+var valid16 = true;
+}
+if(valid16){
+if(data27.nri_socket !== undefined && func0.call(data27, "nri_socket")){
+let data29 = data27.nri_socket;
+const _errs61 = errors;
+if(errors === _errs61){
+if(typeof data29 === "string"){
+if(!pattern8.test(data29)){
+validate10.errors = [{instancePath:instancePath+"/daemon/nri_socket",schemaPath:"#/properties/daemon/properties/nri_socket/pattern",keyword:"pattern",params:{pattern: "^/[^\\u0000]{1,106}$"}}];
+return false;
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/daemon/nri_socket",schemaPath:"#/properties/daemon/properties/nri_socket/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+}
+var valid16 = _errs61 === errors;
+}
+else {
+var valid16 = true;
+}
+if(valid16){
+if(data27.nri_index !== undefined && func0.call(data27, "nri_index")){
+let data30 = data27.nri_index;
+const _errs63 = errors;
+if(errors === _errs63){
+if(typeof data30 === "string"){
+if(!pattern9.test(data30)){
+validate10.errors = [{instancePath:instancePath+"/daemon/nri_index",schemaPath:"#/properties/daemon/properties/nri_index/pattern",keyword:"pattern",params:{pattern: "^[0-9]{2}$"}}];
+return false;
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/daemon/nri_index",schemaPath:"#/properties/daemon/properties/nri_index/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+}
+var valid16 = _errs63 === errors;
+}
+else {
+var valid16 = true;
+}
+if(valid16){
+if(data27.kubelet_socket !== undefined && func0.call(data27, "kubelet_socket")){
+let data31 = data27.kubelet_socket;
+const _errs65 = errors;
+if(errors === _errs65){
+if(typeof data31 === "string"){
+if(!pattern8.test(data31)){
+validate10.errors = [{instancePath:instancePath+"/daemon/kubelet_socket",schemaPath:"#/properties/daemon/properties/kubelet_socket/pattern",keyword:"pattern",params:{pattern: "^/[^\\u0000]{1,106}$"}}];
+return false;
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/daemon/kubelet_socket",schemaPath:"#/properties/daemon/properties/kubelet_socket/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+}
+var valid16 = _errs65 === errors;
+}
+else {
+var valid16 = true;
+}
+if(valid16){
+if(data27.evidence_deadline !== undefined && func0.call(data27, "evidence_deadline")){
+let data32 = data27.evidence_deadline;
+const _errs67 = errors;
+if(!(((typeof data32 == "number") && (!(data32 % 1) && !isNaN(data32))) && (isFinite(data32)))){
+validate10.errors = [{instancePath:instancePath+"/daemon/evidence_deadline",schemaPath:"#/properties/daemon/properties/evidence_deadline/type",keyword:"type",params:{type: "integer"}}];
+return false;
+}
+if(errors === _errs67){
+if((typeof data32 == "number") && (isFinite(data32))){
+if(data32 > 60000 || isNaN(data32)){
+validate10.errors = [{instancePath:instancePath+"/daemon/evidence_deadline",schemaPath:"#/properties/daemon/properties/evidence_deadline/maximum",keyword:"maximum",params:{comparison: "<=", limit: 60000}}];
+return false;
+}
+else {
+if(data32 < 10 || isNaN(data32)){
+validate10.errors = [{instancePath:instancePath+"/daemon/evidence_deadline",schemaPath:"#/properties/daemon/properties/evidence_deadline/minimum",keyword:"minimum",params:{comparison: ">=", limit: 10}}];
+return false;
+}
+}
+}
+}
+var valid16 = _errs67 === errors;
+}
+else {
+var valid16 = true;
+}
+if(valid16){
+if(data27.metrics_address !== undefined && func0.call(data27, "metrics_address")){
+let data33 = data27.metrics_address;
+const _errs69 = errors;
+if(errors === _errs69){
+if(typeof data33 === "string"){
+if(!pattern11.test(data33)){
+validate10.errors = [{instancePath:instancePath+"/daemon/metrics_address",schemaPath:"#/properties/daemon/properties/metrics_address/pattern",keyword:"pattern",params:{pattern: "^(?:|[0-9]{1,3}(?:\\.[0-9]{1,3}){3}:[0-9]{1,5}|\\[[0-9A-Fa-f:.]{2,45}\\]:[0-9]{1,5})$"}}];
+return false;
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/daemon/metrics_address",schemaPath:"#/properties/daemon/properties/metrics_address/type",keyword:"type",params:{type: "string"}}];
+return false;
+}
+}
+var valid16 = _errs69 === errors;
+}
+else {
+var valid16 = true;
+}
+if(valid16){
+if(data27.log_level !== undefined && func0.call(data27, "log_level")){
+let data34 = data27.log_level;
+const _errs71 = errors;
+if(!((((data34 === "debug") || (data34 === "info")) || (data34 === "warn")) || (data34 === "error"))){
+validate10.errors = [{instancePath:instancePath+"/daemon/log_level",schemaPath:"#/properties/daemon/properties/log_level/enum",keyword:"enum",params:{}}];
+return false;
+}
+var valid16 = _errs71 === errors;
+}
+else {
+var valid16 = true;
+}
+}
+}
+}
+}
+}
+}
+}
+}
+else {
+validate10.errors = [{instancePath:instancePath+"/daemon",schemaPath:"#/properties/daemon/type",keyword:"type",params:{type: "object"}}];
+return false;
+}
+}
+var valid0 = _errs56 === errors;
+}
+else {
+var valid0 = true;
+}
 }
 }
 }
@@ -358,7 +855,8 @@ export const places = {
       "runtime",
       "cdi",
       "policy",
-      "share"
+      "share",
+      "daemon"
     ]
   },
   "/runtime": {
@@ -401,13 +899,33 @@ export const places = {
   "/policy": {
     "keys": [
       "trust",
-      "features"
+      "trusted_namespaces",
+      "unallocated",
+      "privileged",
+      "features",
+      "allow",
+      "deny"
     ],
     "expected": "a table"
   },
   "/policy/trust": {
-    "expected": "\"engine\" or \"allocated\"",
-    "default": "engine"
+    "expected": "\"auto\", \"engine\" or \"allocated\"",
+    "default": "auto"
+  },
+  "/policy/trusted_namespaces": {
+    "expected": "a list of at most 64 different namespaces",
+    "default": []
+  },
+  "/policy/trusted_namespaces/*": {
+    "expected": "a namespace"
+  },
+  "/policy/unallocated": {
+    "expected": "\"refuse\" or \"report\"",
+    "default": "refuse"
+  },
+  "/policy/privileged": {
+    "expected": "\"refuse\", \"report\" or \"allow\"",
+    "default": "report"
   },
   "/policy/features": {
     "expected": "a list of \"gds\", \"mofed\", \"gdrcopy\", \"nvswitch\", \"imex\", \"mig-config\", \"mig-monitor\", each at most once",
@@ -415,6 +933,48 @@ export const places = {
   },
   "/policy/features/*": {
     "expected": "one of \"gds\", \"mofed\", \"gdrcopy\", \"nvswitch\", \"imex\", \"mig-config\", \"mig-monitor\""
+  },
+  "/policy/allow": {
+    "expected": "a list of at most 256 tables",
+    "default": []
+  },
+  "/policy/allow/*": {
+    "keys": [
+      "namespace",
+      "device",
+      "mode"
+    ],
+    "expected": "a table"
+  },
+  "/policy/allow/*/namespace": {
+    "expected": "a namespace, in which * stands for any characters"
+  },
+  "/policy/allow/*/device": {
+    "expected": "a CDI device name, vendor/class=name, in which * stands for any characters"
+  },
+  "/policy/allow/*/mode": {
+    "expected": "one of \"exclusive\", \"timeslice\", \"mig\", \"mps\", \"limiter\", \"vgpu\""
+  },
+  "/policy/deny": {
+    "expected": "a list of at most 256 tables",
+    "default": []
+  },
+  "/policy/deny/*": {
+    "keys": [
+      "namespace",
+      "device",
+      "mode"
+    ],
+    "expected": "a table"
+  },
+  "/policy/deny/*/namespace": {
+    "expected": "a namespace, in which * stands for any characters"
+  },
+  "/policy/deny/*/device": {
+    "expected": "a CDI device name, vendor/class=name, in which * stands for any characters"
+  },
+  "/policy/deny/*/mode": {
+    "expected": "one of \"exclusive\", \"timeslice\", \"mig\", \"mps\", \"limiter\", \"vgpu\""
   },
   "/share": {
     "keys": [
@@ -425,5 +985,45 @@ export const places = {
   "/share/default_mode": {
     "expected": "one of \"exclusive\", \"timeslice\", \"mig\", \"mps\", \"limiter\", \"vgpu\"",
     "default": "exclusive"
+  },
+  "/daemon": {
+    "keys": [
+      "nri",
+      "nri_socket",
+      "nri_index",
+      "kubelet_socket",
+      "evidence_deadline",
+      "metrics_address",
+      "log_level"
+    ],
+    "expected": "a table"
+  },
+  "/daemon/nri": {
+    "expected": "true or false",
+    "default": true
+  },
+  "/daemon/nri_socket": {
+    "expected": "an absolute path of at most 107 characters",
+    "default": "/var/run/nri/nri.sock"
+  },
+  "/daemon/nri_index": {
+    "expected": "two digits in quotes",
+    "default": "90"
+  },
+  "/daemon/kubelet_socket": {
+    "expected": "an absolute path of at most 107 characters",
+    "default": "/var/lib/kubelet/pod-resources/kubelet.sock"
+  },
+  "/daemon/evidence_deadline": {
+    "expected": "a whole number of milliseconds from 10 to 60000",
+    "default": 1200
+  },
+  "/daemon/metrics_address": {
+    "expected": "an IP address and a port, as \"127.0.0.1:9417\" or \"[::1]:9417\", or \"\" for none",
+    "default": ""
+  },
+  "/daemon/log_level": {
+    "expected": "one of \"debug\", \"info\", \"warn\", \"error\"",
+    "default": "info"
   }
 };

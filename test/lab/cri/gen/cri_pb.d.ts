@@ -1713,6 +1713,13 @@ export declare type ImageSpec = Message<"runtime.v1.ImageSpec"> & {
    * @generated from field: map<string, string> annotations = 2;
    */
   annotations: { [key: string]: string };
+
+  /**
+   * As the pod names it, where `image` is what that was resolved to. CRI-O needs it.
+   *
+   * @generated from field: string user_specified_image = 18;
+   */
+  userSpecifiedImage: string;
 };
 
 /**

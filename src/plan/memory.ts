@@ -1,0 +1,94 @@
+import { resolveDeviceNodes } from "../cdi/edits.ts";
+import { openRegistry, type Registry } from "../cdi/registry.ts";
+import type { ContainerEdits } from "../cdi/spec.ts";
+import { openIndex } from "../cdi/spec-index.ts";
+import type { Grant } from "../policy/grant.ts";
+import { isSettled } from "../sys/cache.ts";
+import { OsError } from "../sys/error.ts";
+import type { Files } from "../sys/sys.ts";
+import { BUILD } from "../sys/version.ts";
+import type { Machine } from "./machine.ts";
+import type { Plan, PlanStore } from "./plan.ts";
+
+/** Plans that are kept. */
+const MOST = 64;
+
+/**
+ * What a process that lives keeps from one container to the next: the registry, and the plans that were made from it. It
+ * is used only while every spec file has the stamp with which it was read, and nothing has come or gone beside it.
+ */
+export class Memory implements PlanStore {
+  #known: { readonly registry: Registry; readonly folders: readonly Folder[] } | undefined;
+  #plans = new Map<string, { readonly plan: Plan; readonly unresolved: readonly ContainerEdits[] }>();
+
+  registry({ sys, host, specDirs, stateDir }: Pick<Machine, "sys" | "host" | "specDirs" | "stateDir">): Registry {
+    if (this.#known !== undefined && isUnchanged(host, specDirs, this.#known.folders)) return this.#known.registry;
+    // Before the files are read: what changes later has another stamp.
+    const folders = lookAt(host, specDirs, sys.now());
+    const registry = openRegistry(host, specDirs, openIndex(sys, stateDir, BUILD));
+    // A file that was written just now may change once more under the same stamp: the index knows.
+    this.#known = folders !== undefined && registry.state() !== undefined ? { registry, folders } : undefined;
+    this.#plans.clear();
+    return registry;
+  }
+
+  find(grant: Grant, state: string, host: Files): Plan | undefined {
+    const known = this.#plans.get(keyOf(grant, state));
+    if (known === undefined) return undefined;
+    const nodes = known.unresolved.flatMap(({ deviceNodes }) => resolveDeviceNodes(deviceNodes ?? [], host));
+    const before = known.plan.edits.flatMap(({ edits }) => edits.deviceNodes ?? []);
+    return JSON.stringify(nodes) === JSON.stringify(before) ? known.plan : undefined;
+  }
+
+  keep(grant: Grant, state: string, plan: Plan, unresolved: readonly ContainerEdits[]): void {
+    const [oldest] = this.#plans.keys();
+    if (this.#plans.size >= MOST && oldest !== undefined) this.#plans.delete(oldest);
+    this.#plans.set(keyOf(grant, state), { plan, unresolved });
+  }
+}
+
+function keyOf(grant: Grant, state: string): string {
+  return `${state}\n${JSON.stringify(grant)}`;
+}
+
+/** A spec folder, as it was when the registry was made. */
+interface Folder {
+  readonly dir: string;
+  /** Empty where it does not exist. */
+  readonly stamp: string;
+  readonly names: readonly string[];
+  readonly stamps: readonly string[];
+}
+
+/** @returns `undefined` where a folder cannot be read (whoever reads it says why), or may change under the same stamp */
+function lookAt(host: Files, dirs: readonly string[], now: number): Folder[] | undefined {
+  const folders: Folder[] = [];
+  try {
+    for (const dir of dirs) {
+      const stat = host.stat(dir);
+      if (stat !== undefined && !isSettled(stat, now)) return undefined;
+      const names = (host.list(dir) ?? []).map(({ name }) => name);
+      folders.push({ dir, stamp: stat?.stamp ?? "", names, stamps: host.stamps(dir, names) });
+    }
+  } catch (thrown) {
+    if (thrown instanceof OsError) return undefined;
+    throw thrown;
+  }
+  return folders;
+}
+
+/** A folder's own stamp tells what has come and gone, its files' stamps what was written. */
+function isUnchanged(host: Files, dirs: readonly string[], folders: readonly Folder[]): boolean {
+  if (dirs.length !== folders.length) return false;
+  try {
+    return folders.every(
+      ({ dir, stamp, names, stamps }, i) =>
+        dir === dirs[i] &&
+        (host.stat(dir)?.stamp ?? "") === stamp &&
+        host.stamps(dir, names).every((now, k) => now === stamps[k]),
+    );
+  } catch (thrown) {
+    if (thrown instanceof OsError) return false;
+    throw thrown;
+  }
+}

@@ -1,0 +1,108 @@
+/** The messages that requests and responses are, with their limits. */
+
+import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
+import { EMPTY, MAX_BODY } from "./frame.ts";
+import { KeyValueSchema, type Request, RequestSchema, ResponseSchema } from "./gen/ttrpc_pb.js";
+import { type MetadataInit, pairsOf } from "./metadata.ts";
+import { Code, oversizeError, TtrpcError, textOf } from "./status.ts";
+
+/** Of metadata or of details. In 4 MiB there could be two million, each an object of a hundred bytes. */
+const MAX_FIELDS = 4096;
+
+const NO_UNKNOWN = { readUnknownFields: false };
+
+/** The longest timeout that a request can carry. */
+const LONGEST_NANO = 2n ** 63n - 1n;
+
+/** @param timeoutMs what is left until the deadline; `undefined` where there is none */
+export function encodeRequest(
+  service: string,
+  method: string,
+  payload: Uint8Array,
+  timeoutMs: number | undefined,
+  metadata: MetadataInit | undefined,
+): Uint8Array {
+  const request = create(RequestSchema, { service, method, payload });
+  if (timeoutMs !== undefined) request.timeoutNano = nanoseconds(timeoutMs);
+  if (metadata !== undefined) request.metadata = [...pairsOf(metadata)].map((pair) => create(KeyValueSchema, pair));
+  return checked(toBinary(RequestSchema, request));
+}
+
+/** At least 1, since 0 is no deadline. */
+function nanoseconds(ms: number): bigint {
+  const nano = ms * 1e6;
+  return nano >= 2 ** 63 ? LONGEST_NANO : BigInt(Math.max(1, Math.round(nano)));
+}
+
+/** @throws TtrpcError InvalidArgument */
+export function decodeRequest(body: Uint8Array): Request {
+  try {
+    checkFields(body, 0);
+    return fromBinary(RequestSchema, body, NO_UNKNOWN);
+  } catch (thrown) {
+    throw new TtrpcError(Code.InvalidArgument, `cannot decode the request: ${textOf(thrown)}`);
+  }
+}
+
+export function encodeReply(payload: Uint8Array): Uint8Array {
+  return checked(payload.length === 0 ? EMPTY : toBinary(ResponseSchema, create(ResponseSchema, { payload })));
+}
+
+export function encodeError(error: TtrpcError): Uint8Array {
+  const { code, message } = error;
+  const response = create(ResponseSchema, { status: { code: int32(code), message, details: [...error.details] } });
+  const body = toBinary(ResponseSchema, response);
+  return body.length <= MAX_BODY ? body : encodeError(oversizeError(body.length, MAX_BODY));
+}
+
+/** A code that its message could not hold would lose us the error. */
+function int32(code: number): number {
+  return Number.isInteger(code) && code === (code | 0) ? code : Code.Unknown;
+}
+
+/** @returns the payload of a response whose status is OK */
+export function decodeResponse(body: Uint8Array): Uint8Array {
+  const { status, payload } = ((): ReturnType<typeof read> => {
+    try {
+      return read(body);
+    } catch (thrown) {
+      throw new TtrpcError(Code.Internal, `cannot decode the response: ${textOf(thrown)}`);
+    }
+  })();
+  if (status !== undefined && status.code !== Code.Ok) {
+    throw new TtrpcError(status.code, status.message, status.details);
+  }
+  return payload;
+}
+
+function read(body: Uint8Array) {
+  checkFields(body, 1);
+  return fromBinary(ResponseSchema, body, NO_UNKNOWN);
+}
+
+/** @throws TtrpcError ResourceExhausted: a peer would refuse it */
+export function checked(body: Uint8Array): Uint8Array {
+  if (body.length > MAX_BODY) throw oversizeError(body.length, MAX_BODY);
+  return body;
+}
+
+/**
+ * Throws where a message has too many fields.
+ *
+ * @param nested the number of a field that is a message, whose fields count too; 0 for none
+ */
+function checkFields(body: Uint8Array, nested: number): void {
+  if (body.length <= 2 * MAX_FIELDS) return; // a field has two bytes at least
+  let fields = 0;
+  const count = (bytes: Uint8Array, inner: number): void => {
+    const reader = new BinaryReader(bytes);
+    while (reader.pos < reader.len) {
+      const [field, type] = reader.tag();
+      if (++fields > MAX_FIELDS) throw new Error(`it has more than ${MAX_FIELDS} fields`);
+      if (inner !== 0 && field === inner && type === WireType.LengthDelimited) count(reader.bytes(), 0);
+      else reader.skip(type, field);
+    }
+  };
+  count(body, nested);
+}
