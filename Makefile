@@ -63,8 +63,9 @@ engines-table: setup ## Write the tables of docs/engines.md from what the tests 
 	@$(node) test/lab/table.ts
 
 .PHONY: bench
-bench: setup-bench build ## Measure start-up cost against its floor
+bench: setup-bench lab build ## Measure start-up cost against its floor, and what sluiced adds to a pod's container
 	@$(node) test/bench/bench.ts
+	@$(node) test/bench/nri.ts
 
 .PHONY: check
 check: setup ## Check types, style, the import rule and generated files

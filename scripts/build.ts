@@ -267,7 +267,7 @@ async function addSnapshot(program: string, product: string): Promise<void> {
 
 /** Of V8, to keep the daemon small; docs/sluiced.md says what each is for. All are there in Node 18 to 24. */
 const DAEMON_FLAGS = [
-  "--max-semi-space-size=2",
+  "--max-semi-space-size=1",
   "--v8-pool-size=1",
   "--optimize-for-size",
   "--expose-gc", // src/daemon/heap.ts

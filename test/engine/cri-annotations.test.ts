@@ -95,7 +95,10 @@ for (const version of ["2.1", "1.7"] as const) {
     assert.throws(() => podOf(got.config), { code: "E_POD" });
     const cri = connect(t, engine.socket, engine.machine.dir);
     const crio = forge(["io.kubernetes.cri-o.ContainerType"]);
-    await assert.rejects(pod(t, cri, { handler: "sluice", annotations: crio }), (error: unknown) => {
+    // Only who asks for a GPU is asked who it is.
+    const p = await pod(t, cri, { handler: "sluice", annotations: crio });
+    const asking = { image: reference("busybox"), command: ["sleep", "1"], env: { NVIDIA_VISIBLE_DEVICES: "0" } };
+    await assert.rejects(container(p, asking), (error: unknown) => {
       assert.ok(error instanceof CriError);
       return /sluice: E_POD: /.test(error.details);
     });
