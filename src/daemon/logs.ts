@@ -14,7 +14,7 @@ export interface Logs {
   setLevel(level: DaemonSettings["logLevel"]): void;
   /** Writes on in a new file: somebody has put the old one aside. */
   reopen(): void;
-  /** Waits until all is written. Before the process ends. */
+  /** Writes what waits, before the process ends; Node ends a write that has begun by itself. */
   flush(): void;
 }
 

@@ -195,6 +195,8 @@ test("a log in a file is for root alone, is put aside by SIGHUP, and is whole", 
   await until(() => fs.readFileSync(file, "utf8") !== "");
   logs.log.info("last");
   logs.flush();
+  // What was just being written is no longer the flush's to write.
+  await until(() => fs.readFileSync(file, "utf8").includes("last"));
   const old = fs.readFileSync(`${file}.1`, "utf8");
   const lines = old
     .trimEnd()
