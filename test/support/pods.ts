@@ -38,6 +38,9 @@ export function crio(more: Record<string, string> = {}, pod: PodContainer = POD)
   };
 }
 
+/** What `sluice cdi generate` wrote for a host, by the host's name. Many tests begin with it, and it takes a second. */
+const written = new Map<HostName, readonly (readonly [path: string, text: string])[]>();
+
 /** A fixture host with the CDI specs that Sluice writes for it. */
 export function hostWithSpecs(name: HostName, more: Tree = {}): MemorySys {
   const sys = memory({
@@ -48,10 +51,23 @@ export function hostWithSpecs(name: HostName, more: Tree = {}): MemorySys {
     "/var/log/other": "",
     ...more,
   });
+  const isPlain = Object.keys(more).length === 0;
+  const known = isPlain ? written.get(name) : undefined;
   sys.args.splice(0, sys.args.length, "sluice", "cdi", "generate");
-  if (cli(sys) !== 0) throw new Error(sys.errors);
+  // The same host has the same stamps, which the specs' origins name.
+  if (known !== undefined) for (const [path, text] of known) sys.put(path, text);
+  else if (cli(sys) !== 0) throw new Error(sys.errors);
+  if (isPlain && known === undefined) written.set(name, filesIn(sys, "/run"));
   sys.clock += 60_000;
   return sys;
+}
+
+function filesIn(sys: MemorySys, folder: string): (readonly [path: string, text: string])[] {
+  return (sys.list(folder) ?? []).flatMap(({ name, kind }) => {
+    const path = `${folder}/${name}`;
+    if (kind === "dir") return filesIn(sys, path);
+    return kind === "file" ? [[path, sys.text(path) ?? ""] as const] : [];
+  });
 }
 
 export const SOCKET = "/run/sluice/sluiced.sock";
