@@ -64,8 +64,8 @@ function pointOf(text: string): string {
  * The container's root file system, as the machine sees it, for a createContainer hook.
  *
  * The way that the OCI runtime specification knows is the container's state on standard input: `root.path` of its
- * bundle's config.json. It costs 5 ms with runc, whose init has one processor for its goroutines: the one that writes
- * the state waits until Go's monitor notices that the other one is blocked, waiting for the hook's end. But runc's
+ * bundle's config.json. A hook that reads it waits some milliseconds for runc, even /bin/cat: runc's init has one
+ * processor for its goroutines, and one of them writes the state while another waits for the hook's end. But runc's
  * working folder is the root by then, and where that can be proven, nobody has to read the state.
  *
  * @param files of the machine that the spec of the hook also mounts, at the same place
