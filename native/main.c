@@ -82,15 +82,20 @@ static const struct sluice_bundle *choose_bundle(int argc, char **argv)
 }
 
 #ifdef SLUICE_SNAPSHOT
-// The build's step: an engine that has loaded every door of a container's start goes to standard output.
-static int write_snapshot(void)
+// The build's step: an engine that has loaded every door of a container's start goes to standard output. `order`, if there
+// is one, is a file for sluice_snapshot_order.
+static int write_snapshot(const char *order)
 {
     JSContext *ctx;
     JSValue doors;
 
+    if (order && sluice_snapshot_order(order)) {
+        fprintf(stderr, "snapshot: %s cannot be read\n", order);
+        return 1;
+    }
     ctx = sluice_engine_new(&sluice_memory, 0);
     if (!ctx || add_loader(ctx)) {
-        fprintf(stderr, "snapshot: no room for the engine; enlarge SNAPSHOT in memory.c\n");
+        fprintf(stderr, "snapshot: no room for the engine: enlarge SNAPSHOT in memory.c, unless the order is another program's\n");
         return 1;
     }
     doors = JS_NewObject(ctx);
@@ -141,7 +146,7 @@ int main(int argc, char **argv)
 
 #ifdef SLUICE_SNAPSHOT
     if (!ctx)
-        return write_snapshot();
+        return write_snapshot(argc > 1 ? argv[1] : NULL);
 #else
     ctx = sluice_engine_new(NULL, 0);
     if (ctx && add_loader(ctx))

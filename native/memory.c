@@ -4,27 +4,40 @@
 #include "memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-// Bytes of the snapshot. A build whose doors need more fails, saying so.
+// Bytes of a page, or of a part of one where they are larger.
+#define PAGE 4096
+// Bytes of the snapshot. A build whose doors need more fails, saying so. In training, each block has pages of its own.
+#ifdef SLUICE_TRAINING
+#define SNAPSHOT ((size_t)64 << 20)
+#else
 #define SNAPSHOT ((size_t)768 << 10)
+#endif
 // Bytes of the piece behind it, which most calls never leave, and of further ones.
 #define PIECE ((size_t)4 << 20)
 // Bytes above which a block is a mapping of its own.
-#define LARGE ((size_t)256 << 10)
+#define LARGE (((size_t)256 << 10) - sizeof(struct head))
 
-// What precedes each block. Blocks are aligned to its size.
+// What precedes each block: the bytes that the block has, as much as its class.
+//
+// Each page that a call is the first to touch costs it microseconds, more than all else here. So blocks lie close: the
+// head is as small as can be, and with it a block fills whole steps of the alignment.
 struct head {
-    size_t size; // of the block, as much as its class has
-    size_t unused;
+    size_t size;
 };
+#define ALIGNMENT ((size_t)16)
 
-// Classes of blocks: sixteen steps of 64 bytes, then four to each doubling up to LARGE.
-#define STEP ((size_t)64)
-#define STEPS 16
+// Classes of blocks, with their heads: 64 steps of 16 bytes, then four to each doubling up to LARGE.
+#define STEP ALIGNMENT
+#define STEPS 64
 #define CLASSES (STEPS + 4 * 8)
 
 struct piece {
@@ -32,17 +45,25 @@ struct piece {
 };
 
 static struct {
+    // First, for those who look at a snapshot from outside: block behind block, and zeros behind the last.
+    _Alignas(16) unsigned char memory[SNAPSHOT];
     JSContext *ctx;
     JSValue doors;
     struct piece piece;
     void *freed[CLASSES]; // each points to the next
-    _Alignas(16) unsigned char memory[SNAPSHOT];
-} snapshot __attribute__((section(".snapshot"), aligned(4096)));
+} snapshot __attribute__((section(".snapshot"), aligned(PAGE)));
 
 static _Alignas(16) unsigned char first_piece[PIECE];
 static int first_piece_taken;
 
-static struct head *head_of(void *block)
+// Where the blocks of a snapshot being made are to be (sluice_snapshot_order), and how many there are already.
+struct place {
+    uint32_t offset, size; // with their heads
+};
+static const struct place *order;
+static size_t ordered, placed;
+
+static struct head *head_of(const void *block)
 {
     return (struct head *)block - 1;
 }
@@ -52,9 +73,10 @@ static size_t class_of(size_t size, size_t *room)
 {
     size_t class = STEPS, step = STEP * STEPS / 4, top = STEP * STEPS;
 
+    size += sizeof(struct head);
     if (size <= STEP * STEPS) {
-        class = size ? (size - 1) / STEP : 0;
-        *room = (class + 1) * STEP;
+        class = (size - 1) / STEP;
+        *room = (class + 1) * STEP - sizeof(struct head);
         return class;
     }
     while (size > 2 * top) {
@@ -63,7 +85,7 @@ static size_t class_of(size_t size, size_t *room)
         class += 4;
     }
     class += (size - top - 1) / step;
-    *room = top + ((size - top - 1) / step + 1) * step;
+    *room = top + ((size - top - 1) / step + 1) * step - sizeof(struct head);
     return class;
 }
 
@@ -74,6 +96,12 @@ static void *map(size_t size)
     return place == MAP_FAILED ? NULL : place;
 }
 
+// Where the first head of a piece stands, so that its block is aligned.
+static unsigned char *start_of(unsigned char *place)
+{
+    return place + ALIGNMENT - sizeof(struct head);
+}
+
 // The rest of the old piece is lost, which is less than LARGE.
 static int next_piece(void)
 {
@@ -82,18 +110,26 @@ static int next_piece(void)
     if (!snapshot.ctx || !place)
         return -1;
     first_piece_taken = 1;
-    snapshot.piece = (struct piece){place, place + PIECE};
+    snapshot.piece = (struct piece){start_of(place), place + PIECE};
     return 0;
 }
 
 static void *take_large(size_t size)
 {
-    struct head *head = size < SIZE_MAX - sizeof *head ? map(sizeof *head + size) : NULL;
+    unsigned char *place = size < SIZE_MAX - ALIGNMENT ? map(ALIGNMENT + size) : NULL;
 
-    if (!head)
+    if (!place)
         return NULL;
-    head->size = size;
-    return head + 1;
+    head_of(place + ALIGNMENT)->size = size;
+    return place + ALIGNMENT;
+}
+
+// The place of the next block of an ordered snapshot; NULL where the order is another program's.
+static struct head *next_place(size_t size)
+{
+    if (placed == ordered || order[placed].size != size || order[placed].offset + size > SNAPSHOT)
+        return NULL;
+    return (struct head *)(snapshot.memory + order[placed++].offset);
 }
 
 // `zero` is set where the memory is known to be zero.
@@ -114,11 +150,13 @@ static void *take(size_t size, int *zero)
         return block;
     }
     if (!snapshot.piece.next)
-        snapshot.piece = (struct piece){snapshot.memory, snapshot.memory + SNAPSHOT};
+        snapshot.piece = (struct piece){start_of(snapshot.memory), snapshot.memory + SNAPSHOT};
     if ((size_t)(snapshot.piece.end - snapshot.piece.next) < sizeof *head + room && next_piece())
         return NULL;
     head = (struct head *)snapshot.piece.next;
     snapshot.piece.next += sizeof *head + room;
+    if (order && !snapshot.ctx && !(head = next_place(sizeof *head + room)))
+        return NULL;
     head->size = room;
     return head + 1;
 }
@@ -151,7 +189,7 @@ static void memory_free(void *opaque, void *block)
     if (!block)
         return;
     if (head_of(block)->size > LARGE) {
-        munmap(head_of(block), sizeof(struct head) + head_of(block)->size);
+        munmap((unsigned char *)block - ALIGNMENT, ALIGNMENT + head_of(block)->size);
     } else {
         void **list = &snapshot.freed[class_of(head_of(block)->size, &room)];
 
@@ -162,29 +200,31 @@ static void memory_free(void *opaque, void *block)
 
 static void *memory_realloc(void *opaque, void *block, size_t size)
 {
-    struct head *head;
     size_t old, room;
     void *moved;
 
     if (!block)
         return memory_malloc(opaque, size);
-    head = head_of(block);
-    old = head->size;
+    old = head_of(block)->size;
     if (old > LARGE && size > LARGE) {
-        head = mremap(head, sizeof *head + old, sizeof *head + size, MREMAP_MAYMOVE);
-        if (head == MAP_FAILED)
+        if (size > SIZE_MAX - ALIGNMENT)
             return NULL;
-        head->size = size;
-        return head + 1;
+        moved = mremap((unsigned char *)block - ALIGNMENT, ALIGNMENT + old, ALIGNMENT + size, MREMAP_MAYMOVE);
+        if (moved == MAP_FAILED)
+            return NULL;
+        moved = (unsigned char *)moved + ALIGNMENT;
+        head_of(moved)->size = size;
+        return moved;
     }
     if (size <= old)
         return block;
-    // The last block grows where it is: a text that is being written mostly is the last.
-    if (old <= LARGE && size <= LARGE && (unsigned char *)block + old == snapshot.piece.next) {
+    // The last block grows where it is: a text that is being written mostly is the last. But not in a snapshot being made,
+    // where it depends on the order which block is the last.
+    if (snapshot.ctx && old <= LARGE && size <= LARGE && (unsigned char *)block + old == snapshot.piece.next) {
         class_of(size, &room);
         if ((size_t)(snapshot.piece.end - (unsigned char *)block) >= room) {
             snapshot.piece.next = (unsigned char *)block + room;
-            head->size = room;
+            head_of(block)->size = room;
             return block;
         }
     }
@@ -198,16 +238,64 @@ static void *memory_realloc(void *opaque, void *block, size_t size)
 
 static size_t memory_usable(const void *block)
 {
-    return block ? ((const struct head *)block - 1)->size : 0;
+    return block ? head_of(block)->size : 0;
 }
 
 const JSMallocFunctions sluice_memory = {memory_calloc, memory_malloc, memory_free, memory_realloc, memory_usable};
+
+int sluice_snapshot_order(const char *path)
+{
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat info;
+    void *list = MAP_FAILED;
+
+    if (file < 0)
+        return -1;
+    if (!fstat(file, &info) && info.st_size > 0)
+        list = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, file, 0);
+    close(file);
+    if (list == MAP_FAILED)
+        return -1;
+    order = list;
+    ordered = (size_t)info.st_size / sizeof *order;
+    return 0;
+}
+
+#ifdef SLUICE_TRAINING
+// For the build, which asks a program like this one what it writes to until it becomes another one (linked with
+// --wrap=execve): `1` for each page of the snapshot that was written to, `0` for the others.
+int __real_execve(const char *path, char *const argv[], char *const envp[]);
+
+int __wrap_execve(const char *path, char *const argv[], char *const envp[])
+{
+    static uint64_t pages[sizeof snapshot / PAGE];
+    int file = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    FILE *out = fopen(getenv("SLUICE_WRITTEN"), "we");
+
+    if (!out || pread(file, pages, sizeof pages, (off_t)((uintptr_t)&snapshot / PAGE * sizeof *pages)) != sizeof pages)
+        abort();
+    for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
+        int present = pages[i] >> 63 & 1, of_file = pages[i] >> 61 & 1;
+
+        fputc(present && !of_file ? '1' : '0', out);
+    }
+    fclose(out);
+    return __real_execve(path, argv, envp);
+}
+#endif
 
 int sluice_snapshot_write(JSContext *ctx, JSValue doors)
 {
     const unsigned char *next = (const unsigned char *)&snapshot;
     size_t left = sizeof snapshot;
 
+    // What comes later must lie behind all blocks, wherever they were put.
+    for (size_t i = 0; i < placed; i++) {
+        unsigned char *end = snapshot.memory + order[i].offset + order[i].size;
+
+        if (end > snapshot.piece.next)
+            snapshot.piece.next = end;
+    }
     snapshot.ctx = ctx;
     snapshot.doors = doors;
     while (left > 0) {

@@ -46,9 +46,11 @@ const OUR_C = ["-std=c11", "-Wall", "-Wextra", "-Werror", ...KERNEL_HEADERS].con
   sanitize ? ["-DSLUICE_FREE_AT_EXIT"] : ["-DSLUICE_SNAPSHOT"],
 );
 // UBSan on the engine's own code would report what it does on purpose (unaligned reads of bytecode, for one).
-// Its assertions, a twentieth of all instructions, are for the sanitizer build.
+// Its assertions, a twentieth of all instructions, are for the sanitizer build. What it does where it believes that
+// AddressSanitizer is there, asking for each block by itself, it does here too: it would make pools of small blocks,
+// among which those of a snapshot that calls write to could not be laid together.
 const ENGINE_C = ["-std=gnu11", "-w", "-D_GNU_SOURCE", "-DQUICKJS_NG_BUILD", "-fno-sanitize=undefined"].concat(
-  sanitize ? [] : ["-DNDEBUG"],
+  sanitize ? [] : ["-DNDEBUG", "-D__SANITIZE_ADDRESS__"],
 );
 const LINK = sanitize ? SANITIZERS : ["-static", "-s"];
 /** Where Debian and Ubuntu keep what depends on the processor: `x86_64-linux-gnu`. */
@@ -70,7 +72,7 @@ function writeIfChanged(file: string, content: string): void {
 }
 
 /** Runs `make` unless `target` was last made from the same inputs by the same command. */
-async function unlessFresh(target: string, inputs: string[], recipe: string[], make: () => Promise<void>) {
+async function unlessFresh(target: string, inputs: string[], recipe: string[], make: () => void | Promise<void>) {
   const hash = createHash("sha256").update(JSON.stringify(recipe));
   for (const input of inputs) hash.update(fs.readFileSync(input));
   const digest = hash.digest("hex");
@@ -242,27 +244,127 @@ async function linkProduct(engine: string, objectFiles: string[], compiler: stri
   const native = path.join(root, "native");
   const flags = [...OUR_C, "-isystem", engine, "-I", native];
   const bytecodes = bundles.map((b) => b.script.replace(/\.js$/, ".bin"));
-  const own = [
-    await compileC(path.join(native, "main.c"), flags, filesIn(native, ".h")),
-    await compileC(table, flags, [...filesIn(native, ".h"), ...bytecodes], out),
-  ];
+  const headers = filesIn(native, ".h");
+  const objectOfTable = await compileC(table, flags, [...headers, ...bytecodes], out);
+  const main = await compileC(path.join(native, "main.c"), flags, headers);
+  const memoryIn = (dir: string, ...more: string[]) =>
+    compileC(path.join(native, "memory.c"), [...flags, ...more], headers, dir);
+  const link = async (program: string, memory: string, ...more: string[]) => {
+    const objects = [main, objectOfTable, memory, ...objectFiles];
+    const args = [...LINK, ...more, "-o", program, ...objects, "-lm", "-lpthread"];
+    await unlessFresh(program, objects, [CC, ...args], () => run(CC, args));
+  };
   const product = path.join(out, "sluice");
-  const linked = sanitize ? product : path.join(out, "obj/sluice-without-snapshot");
-  const args = [...LINK, "-o", linked, ...own, ...objectFiles, "-lm", "-lpthread"];
-  await unlessFresh(linked, [...own, ...objectFiles], [CC, ...args], () => run(CC, args));
-  if (linked !== product) await unlessFresh(product, [linked], [], () => addSnapshot(linked, product));
+  if (sanitize) {
+    await link(product, await memoryIn(base));
+  } else {
+    const plain = path.join(out, "obj/sluice-without-snapshot");
+    const trainee = path.join(out, "obj/sluice-in-training");
+    await link(plain, await memoryIn(base));
+    await link(trainee, await memoryIn(path.join(base, "training"), "-DSLUICE_TRAINING"), "-Wl,--wrap=execve");
+    await unlessFresh(product, [plain, trainee], [], () => finish(plain, trainee, product));
+  }
   const runtime = path.join(out, "sluice-runtime");
   fs.rmSync(runtime, { force: true });
   fs.symlinkSync("sluice", runtime);
 }
 
-/** The program with the memory of an engine that has loaded its doors (native/memory.h says how and why). */
-async function addSnapshot(program: string, product: string): Promise<void> {
-  const snapshot = path.join(gen, "snapshot");
-  const { status, stdout } = spawnSync(program, [], { stdio: ["ignore", "pipe", "inherit"], maxBuffer: 64 << 20 });
+/**
+ * What the program writes that is linked with an empty snapshot: the memory of an engine that has loaded its doors
+ * (native/memory.h says how and why).
+ * @param order of its blocks; without one, they lie in the order in which they are made
+ */
+function makeSnapshot(program: string, order?: readonly Block[]): Buffer {
+  const file = path.join(gen, "order");
+  if (order !== undefined) fs.writeFileSync(file, Uint32Array.from(order.flatMap(({ start, size }) => [start, size])));
+  const args = order === undefined ? [] : [file];
+  const { status, stdout } = spawnSync(program, args, { stdio: ["ignore", "pipe", "inherit"], maxBuffer: 128 << 20 });
   if (status !== 0) throw new Error(`${program}: ${status}`);
-  fs.writeFileSync(snapshot, stdout);
-  await run("objcopy", ["--update-section", `.snapshot=${snapshot}`, program, product]);
+  return stdout;
+}
+
+function addSnapshot(program: string, snapshot: Buffer, product: string): void {
+  const file = path.join(gen, "snapshot");
+  fs.writeFileSync(file, snapshot);
+  execFileSync("objcopy", ["--update-section", `.snapshot=${file}`, program, product]);
+  fs.rmSync(file);
+}
+
+/** A block of the snapshot, in bytes, with its head. */
+interface Block {
+  readonly start: number;
+  readonly size: number;
+}
+
+/** Of memory.c: a block's head, where the first one starts, and a page. Bytes. */
+const [HEAD, FIRST_BLOCK, PAGE] = [8, 8, 4096];
+
+/**
+ * Puts the snapshot into the program, its blocks in this order: those to which the calls of a container's life write, one
+ * behind the other, and then the rest. Which ones these are, the kernel only tells of pages. So in a program of which we
+ * have nothing else, each block has pages of its own.
+ */
+function finish(program: string, trainee: string, product: string): void {
+  const sizes = blocksOf(makeSnapshot(program));
+  let end = 0;
+  const spread = sizes.map((size): Block => {
+    const start = end + FIRST_BLOCK;
+    end = Math.ceil((start + size) / PAGE) * PAGE;
+    return { start, size };
+  });
+  const dir = path.join(gen, "training");
+  fs.rmSync(dir, { recursive: true, force: true });
+  fs.mkdirSync(dir);
+  const runtime = path.join(dir, "sluice-runtime");
+  addSnapshot(trainee, makeSnapshot(trainee, spread), runtime);
+  const pages = pagesWritten(runtime, dir);
+  fs.rmSync(dir, { recursive: true });
+
+  const isWritten = ({ start, size }: Block) =>
+    pages.slice(Math.floor(start / PAGE), Math.ceil((start + size) / PAGE)).includes(true);
+  const order: Block[] = [];
+  end = FIRST_BLOCK;
+  for (const wanted of [true, false]) {
+    for (const [i, block] of spread.entries()) {
+      if (isWritten(block) !== wanted) continue;
+      order[i] = { start: end, size: block.size };
+      end += block.size;
+    }
+  }
+  addSnapshot(program, makeSnapshot(program, order), product);
+}
+
+/** The sizes of the blocks of a snapshot without an order. */
+function blocksOf(snapshot: Buffer): number[] {
+  const sizes: number[] = [];
+  for (let at = FIRST_BLOCK; ; at += sizes.at(-1) as number) {
+    const size = Number(snapshot.readBigUInt64LE(at));
+    if (size === 0) return sizes;
+    sizes.push(HEAD + size);
+  }
+}
+
+/**
+ * Which pages of the snapshot are written to in the life of a container. On this machine nothing is: the container asks
+ * for nothing, and the low-level runtime is /bin/true.
+ */
+function pagesWritten(trainee: string, dir: string): boolean[] {
+  const process = { args: ["true"], env: ["PATH=/bin"] };
+  const mounts = [{ destination: "/proc", type: "proc", source: "proc", options: ["nosuid", "noexec", "nodev"] }];
+  const config = { ociVersion: "1.1.0", process, root: { path: "rootfs" }, mounts, annotations: {}, linux: {} };
+  fs.writeFileSync(path.join(dir, "config.json"), JSON.stringify(config));
+  fs.symlinkSync("/bin/true", path.join(dir, "runc"));
+  // Settings of its own, so that it does not matter which ones this machine has.
+  const settings = path.join(dir, "config.toml");
+  fs.writeFileSync(settings, "");
+  const list = path.join(dir, "written");
+  const runs = [["state"], ["create", "--bundle", dir], ["delete"]].map((command) => {
+    fs.rmSync(list, { force: true });
+    const env = { PATH: dir, SLUICE_CONFIG: settings, SLUICE_WRITTEN: list };
+    spawnSync(trainee, [...command, "training"], { stdio: "ignore", env });
+    return [...fs.readFileSync(list, "utf8")];
+  });
+  return (runs[0] ?? []).map((_, page) => runs.some((pages) => pages[page] === "1"));
 }
 
 /** Of V8, to keep the daemon small; docs/sluiced.md says what each is for. All are there in Node 18 to 24. */
@@ -333,7 +435,8 @@ async function bundleDaemon(): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  for (const dir of [gen, path.join(base, "obj"), path.join(out, "obj")]) fs.mkdirSync(dir, { recursive: true });
+  const folders = [gen, ...[base, out, path.join(base, "training")].map((dir) => path.join(dir, "obj"))];
+  for (const dir of folders) fs.mkdirSync(dir, { recursive: true });
   if (!sanitize && !testDoors) await bundleDaemon();
   await run("bash", [path.join(root, "scripts/quickjs.sh")]);
   const engine = path.join(build, "quickjs/src");
@@ -342,14 +445,14 @@ async function main(): Promise<void> {
   const headers = filesIn(native, ".h");
   const [engineObjects, ...ours] = await Promise.all([
     compileEngine(engine),
-    ...["sysmod.c", "engine.c", "js.c", "memory.c"].map((name) => compileC(path.join(native, name), flags, headers)),
+    ...["sysmod.c", "engine.c", "js.c"].map((name) => compileC(path.join(native, name), flags, headers)),
   ]);
-  const [sysmod, engineObject, js, memory] = ours as [string, string, string, string];
+  const [sysmod, engineObject, js] = ours as [string, string, string];
   const shared = [sysmod, engineObject, ...engineObjects];
   const compiler = path.join(base, "sluice-js");
   const args = [...LINK, "-o", compiler, js, ...shared, "-lm", "-lpthread"];
   await unlessFresh(compiler, [js, ...shared], [CC, ...args], () => run(CC, args));
-  await linkProduct(engine, [...shared, memory], compiler);
+  await linkProduct(engine, shared, compiler);
 }
 
 await main();
