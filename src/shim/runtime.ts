@@ -9,13 +9,15 @@ import { EXIT } from "../sys/exit.ts";
 import type { Sys } from "../sys/sys.ts";
 import { rfc3339 } from "../sys/time.ts";
 import { findRuntime } from "./low-level.ts";
+import { hasEnded } from "./runc-state.ts";
 
 /**
  * The OCI runtime in front of runc or crun (DESIGN.md section 2): gives the container of a `create`, `run` or `restore`
  * what it asks for, by editing its config.json, and then becomes the low-level runtime with the very arguments,
  * environment and descriptors that it was called with. Everything else goes straight on.
  *
- * Only where something is left to do afterwards (a receipt to release) does it stay, as the parent.
+ * Only where something is left to do afterwards (the receipt of a container that lives is to be released) does it stay,
+ * as the parent.
  */
 export function runtime(sys: Sys): number {
   // Called as `sluice runtime ...` or, under the name sluice-runtime, with the runtime's arguments at once.
@@ -26,9 +28,7 @@ export function runtime(sys: Sys): number {
     const lowLevel = findRuntime(sys, machine.settings.runtime.runtimes);
     if (!prepare(machine, line)) return sys.exec(lowLevel, from);
     const code = sys.run(lowLevel, from);
-    if (code === 0 || line.command === "run") {
-      new Receipts(machine.sys, machine.stateDir).release(line.id ?? "", line.root ?? "");
-    }
+    if (code === 0 || line.command === "run") release(machine, line);
     return code;
   } catch (thrown) {
     log(sys, line, thrown);
@@ -52,7 +52,8 @@ function open(sys: Sys, line: CommandLine): Machine {
 
 /**
  * Does what must be done before the low-level runtime acts. Whether there is also something to do after it: with
- * `delete`, and with a `run` in the foreground, which deletes its container by itself, nobody calling `delete`.
+ * `delete` of a container that lives, and with a `run` in the foreground, which deletes its container by itself, nobody
+ * calling `delete`.
  */
 function prepare(machine: Machine, line: CommandLine): boolean {
   if (line.help) return false;
@@ -65,11 +66,19 @@ function prepare(machine: Machine, line: CommandLine): boolean {
       return start(machine, line) && !line.lasting;
     case "delete": {
       const receipt = line.id === undefined ? undefined : receiptPath(machine.stateDir, line.id);
-      return receipt !== undefined && machine.sys.lstat(receipt) !== undefined;
+      if (receipt === undefined || machine.sys.lstat(receipt) === undefined) return false;
+      // Nobody uses any more what it was given, whether or not its deletion succeeds; to wait for that is most of the cost.
+      const ended = hasEnded(machine.sys, line.root, line.id as string);
+      if (ended) release(machine, line);
+      return !ended;
     }
     default:
       return false;
   }
+}
+
+function release(machine: Machine, line: CommandLine): void {
+  new Receipts(machine.sys, machine.stateDir).release(line.id ?? "", line.root ?? "");
 }
 
 /** Gives the container of a `create`, `run` or `restore` what it asks for. Whether that was anything. */

@@ -6,10 +6,12 @@ import { test } from "node:test";
 import { applyPlan } from "../../src/plan/inject.ts";
 import type { Plan } from "../../src/plan/plan.ts";
 import type { Receipt } from "../../src/plan/receipt.ts";
+import { waitFor } from "../lab/machine.ts";
 import { containerId, folder, needs, receiptOf, run } from "../support/machine.ts";
 import { DRIVER, makeBundle, makeHost, RUNTIME, SLUICE } from "../support/simulated-host.ts";
 
-const options = needs("root", "build", "runc", "busybox");
+const NEEDED = ["root", "build", "runc", "busybox"] as const;
+const options = needs(...NEEDED);
 
 /** Opens a node and says so: reading from a stand-in could block, opening cannot. */
 const OPENS = (node: string) =>
@@ -172,6 +174,25 @@ test("a delete that fails keeps the receipt, and gives the runtime's own exit co
   assert.deepEqual([ours.code, said(ours.err)], [plain.code, said(plain.err)]);
   assert.notEqual(ours.code, 0);
   assert.ok(fs.existsSync(receiptOf(id)));
+});
+
+test("the receipt of a container that has ended goes without a child to wait for", needs(...NEEDED, "strace"), (t) => {
+  const dir = folder(t);
+  const host = makeHost(path.join(dir, "host"));
+  const bundle = makeBundle(path.join(dir, "bundle"), { script: "true", ...GPU0 });
+  const id = containerId(t);
+  assert.equal(run(RUNTIME, ["create", "--bundle", bundle, id], host).code, 0);
+  assert.equal(run(RUNTIME, ["start", id], host).code, 0);
+  const state = () => run("runc", ["state", id]).out;
+  waitFor(() => JSON.parse(state()).status === "stopped", "the end of the container", state);
+  const trace = path.join(dir, "trace");
+  assert.equal(run("strace", ["-o", trace, RUNTIME, "delete", id], host).code, 0);
+  // It became runc: what forks in the trace is runc.
+  const calls = fs.readFileSync(trace, "utf8").split("\n");
+  const became = calls.findLastIndex((call) => call.startsWith("execve("));
+  assert.ok(calls.slice(0, became).some((call) => call.startsWith("unlink") && call.includes(receiptOf(id))));
+  assert.ok(!calls.slice(0, became).some((call) => /^(?:vfork|fork|clone3?)\(/.test(call)));
+  assert.equal(fs.existsSync(receiptOf(id)), false);
 });
 
 test(
