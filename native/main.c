@@ -82,6 +82,27 @@ static const struct sluice_bundle *choose_bundle(int argc, char **argv)
 }
 
 #ifdef SLUICE_SNAPSHOT
+// More than a call makes.
+#define ROOM 1000
+
+// Lets the engine make its tables of names and of objects' shapes as large as a call needs them: to make them larger, it
+// reads all names and shapes.
+static int make_room(JSContext *ctx)
+{
+    JSValue list = JS_NewArray(ctx);
+    int failed = JS_IsException(list);
+
+    for (uint32_t i = 0; i < ROOM && !failed; i++) {
+        JSValue object = JS_NewObject(ctx);
+        char name[16];
+
+        snprintf(name, sizeof name, "room%u", (unsigned)i);
+        failed = JS_SetPropertyStr(ctx, object, name, JS_UNDEFINED) < 0 || JS_SetPropertyUint32(ctx, list, i, object) < 0;
+    }
+    JS_FreeValue(ctx, list);
+    return failed ? -1 : 0;
+}
+
 // The build's step: an engine that has loaded every door of a container's start goes to standard output. `order`, if there
 // is one, is a file for sluice_snapshot_order.
 static int write_snapshot(const char *order)
@@ -111,6 +132,10 @@ static int write_snapshot(const char *order)
             sluice_engine_report(ctx);
             return 1;
         }
+    }
+    if (make_room(ctx)) {
+        fprintf(stderr, "snapshot: no room for the engine's tables\n");
+        return 1;
     }
     return sluice_snapshot_write(ctx, doors) ? 1 : 0;
 }

@@ -34,6 +34,8 @@ struct head {
     size_t size;
 };
 #define ALIGNMENT ((size_t)16)
+// In the size of a block in a snapshot without an order: that it was freed.
+#define FREED ((size_t)1)
 
 // Classes of blocks, with their heads: 64 steps of 16 bytes, then four to each doubling up to LARGE.
 #define STEP ALIGNMENT
@@ -127,9 +129,14 @@ static void *take_large(size_t size)
 // The place of the next block of an ordered snapshot; NULL where the order is another program's.
 static struct head *next_place(size_t size)
 {
-    if (placed == ordered || order[placed].size != size || order[placed].offset + size > SNAPSHOT)
+    size_t offset;
+
+    if (placed == ordered || order[placed].size != size)
         return NULL;
-    return (struct head *)(snapshot.memory + order[placed++].offset);
+    offset = order[placed++].offset;
+    if (offset >= SNAPSHOT)
+        return offset - SNAPSHOT + size <= PIECE ? (struct head *)(first_piece + offset - SNAPSHOT) : NULL;
+    return offset + size <= SNAPSHOT ? (struct head *)(snapshot.memory + offset) : NULL;
 }
 
 // `zero` is set where the memory is known to be zero.
@@ -151,11 +158,15 @@ static void *take(size_t size, int *zero)
     }
     if (!snapshot.piece.next)
         snapshot.piece = (struct piece){start_of(snapshot.memory), snapshot.memory + SNAPSHOT};
-    if ((size_t)(snapshot.piece.end - snapshot.piece.next) < sizeof *head + room && next_piece())
-        return NULL;
-    head = (struct head *)snapshot.piece.next;
-    snapshot.piece.next += sizeof *head + room;
-    if (order && !snapshot.ctx && !(head = next_place(sizeof *head + room)))
+    if (order) {
+        head = next_place(sizeof *head + room);
+    } else if ((size_t)(snapshot.piece.end - snapshot.piece.next) >= sizeof *head + room || !next_piece()) {
+        head = (struct head *)snapshot.piece.next;
+        snapshot.piece.next += sizeof *head + room;
+    } else {
+        head = NULL;
+    }
+    if (!head)
         return NULL;
     head->size = room;
     return head + 1;
@@ -289,12 +300,20 @@ int sluice_snapshot_write(JSContext *ctx, JSValue doors)
     const unsigned char *next = (const unsigned char *)&snapshot;
     size_t left = sizeof snapshot;
 
-    // What comes later must lie behind all blocks, wherever they were put.
-    for (size_t i = 0; i < placed; i++) {
-        unsigned char *end = snapshot.memory + order[i].offset + order[i].size;
+    if (order) {
+        // The freed blocks were put where the snapshot does not reach. What comes later lies behind all others.
+        memset(snapshot.freed, 0, sizeof snapshot.freed);
+        for (size_t i = 0; i < placed; i++) {
+            unsigned char *end = snapshot.memory + order[i].offset + order[i].size;
 
-        if (end > snapshot.piece.next)
-            snapshot.piece.next = end;
+            if (order[i].offset < SNAPSHOT && end > snapshot.piece.next)
+                snapshot.piece.next = end;
+        }
+    } else {
+        // For whoever makes an order.
+        for (size_t i = 0; i < CLASSES; i++)
+            for (void *block = snapshot.freed[i]; block; memcpy(&block, block, sizeof block))
+                head_of(block)->size |= FREED;
     }
     snapshot.ctx = ctx;
     snapshot.doors = doors;

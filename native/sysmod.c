@@ -427,14 +427,27 @@ static void write_stamp(char stamp[STAMP_MAX], const struct stat *st)
     *at = 0;
 }
 
+// The names of a stat's fields, looked up once: that is most of the cost of such an object.
+static JSAtom stat_fields[9];
+
+static void name_stat_fields(JSContext *ctx)
+{
+    static const char *names[countof(stat_fields)] = {"kind",  "mode",  "uid",   "gid",    "size",
+                                                      "major", "minor", "stamp", "ctimeMs"};
+
+    for (size_t i = 0; i < countof(names); i++)
+        stat_fields[i] = JS_NewAtom(ctx, names[i]);
+}
+
 static JSValue stat_object(JSContext *ctx, const struct stat *st)
 {
     int node = S_ISCHR(st->st_mode) || S_ISBLK(st->st_mode);
     char stamp[STAMP_MAX];
-    static const char *names[] = {"kind", "mode", "uid", "gid", "size", "major", "minor", "stamp", "ctimeMs"};
 
+    if (stat_fields[0] == JS_ATOM_NULL)
+        name_stat_fields(ctx);
     write_stamp(stamp, st);
-    JSValue values[countof(names)] = {
+    JSValue values[countof(stat_fields)] = {
         JS_NewString(ctx, kind_of(st->st_mode)),
         JS_NewInt32(ctx, st->st_mode & 07777),
         JS_NewInt64(ctx, st->st_uid),
@@ -445,7 +458,7 @@ static JSValue stat_object(JSContext *ctx, const struct stat *st)
         JS_NewString(ctx, stamp),
         JS_NewInt64(ctx, (int64_t)st->st_ctim.tv_sec * 1000 + st->st_ctim.tv_nsec / 1000000),
     };
-    return JS_NewObjectFromStr(ctx, countof(names), names, values); // takes the values
+    return JS_NewObjectFrom(ctx, countof(values), stat_fields, values); // takes the values
 }
 
 static int is_absent(int error)
@@ -1716,39 +1729,129 @@ static int scan_text(JSContext *ctx, JSValueConst value)
     return 0;
 }
 
-// jsonEnd(text, start): where the JSON value that starts there ends; -1 where the text is not ASCII (its places would
-// not be those of the UTF-16 string), or ends before the value does. The text was parsed before: only brackets, braces
-// and strings are looked at.
+static int is_space(char c)
+{
+    return c == ' ' || c == '\n' || c == '\t' || c == '\r';
+}
+
+// Where the JSON value that starts at `start` of the scanned text ends, or -1 where the text ends before. It was parsed
+// before: only brackets, braces and strings are looked at.
+static int64_t value_end(int64_t start)
+{
+    int64_t depth = 0;
+    int in_string = 0;
+
+    for (size_t i = (size_t)start; i < scanned.length; i++) {
+        char c = scanned.chars[i];
+
+        if (in_string) {
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = 0;
+        } else if (c == '"') {
+            in_string = 1;
+        } else if (c == '{' || c == '[') {
+            depth++;
+        } else if (c == '}' || c == ']') {
+            // Of what encloses a number or a literal, which ends before it.
+            if (--depth < 0)
+                return (int64_t)i;
+        } else if (depth > 0 || !(c == ',' || is_space(c))) {
+            continue;
+        } else {
+            return (int64_t)i;
+        }
+        if (depth == 0 && !in_string)
+            return (int64_t)i + 1;
+    }
+    return -1;
+}
+
+// jsonEnd(text, start): where the object, array or string that starts there ends; -1 where the text is not ASCII (its
+// places would not be those of the UTF-16 string), or ends before the value does.
 static JSValue sys_json_end(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
-    int64_t start, depth = 0, end = -1;
-    int in_string = 0;
+    int64_t start;
 
     (void)this_val;
     (void)argc;
     if (JS_ToInt64(ctx, &start, argv[1]) || scan_text(ctx, argv[0]))
         return JS_EXCEPTION;
-    if (scanned.ascii && start >= 0) {
-        for (size_t i = (size_t)start; i < scanned.length && end < 0; i++) {
-            char c = scanned.chars[i];
+    return JS_NewInt64(ctx, scanned.ascii && start >= 0 ? value_end(start) : -1);
+}
 
-            if (in_string) {
-                if (c == '\\')
-                    i++;
-                else if (c == '"')
-                    in_string = 0;
-            } else if (c == '"') {
-                in_string = 1;
-            } else if (c == '{' || c == '[') {
-                depth++;
-            } else if (c == '}' || c == ']') {
-                depth--;
-            }
-            if (depth <= 0 && !in_string)
-                end = (int64_t)i + 1;
-        }
+static int64_t behind_space(int64_t at)
+{
+    while ((size_t)at < scanned.length && is_space(scanned.chars[at]))
+        at++;
+    return at;
+}
+
+struct places {
+    JSValue *list;
+    int count, room;
+};
+
+static int add_place(JSRuntime *rt, struct places *p, int64_t at)
+{
+    if (p->count == p->room) {
+        int room = p->room ? 2 * p->room : 64;
+        JSValue *list = js_realloc_rt(rt, p->list, (size_t)room * sizeof *list);
+
+        if (!list)
+            return -1;
+        p->list = list;
+        p->room = room;
     }
-    return JS_NewInt64(ctx, end);
+    p->list[p->count++] = JS_MKVAL(JS_TAG_INT, (int32_t)at); // no string is longer
+    return 0;
+}
+
+// Adds the value at `at`, and gives where it ends; -1 where it does not.
+static int64_t add_value(JSRuntime *rt, struct places *p, int64_t at)
+{
+    int64_t end = value_end(at);
+
+    return end < 0 || add_place(rt, p, at) || add_place(rt, p, end) ? -1 : end;
+}
+
+// jsonParts(text, start): of the object that starts there, start and end of each member's key and value; of an array, of
+// each element; and last, where it ends. undefined where jsonEnd gives -1, or there is neither.
+static JSValue sys_json_parts(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    JSRuntime *rt = JS_GetRuntime(ctx);
+    struct places p = {0};
+    int64_t at;
+    int is_object;
+    JSValue result = JS_UNDEFINED;
+
+    (void)this_val;
+    (void)argc;
+    if (JS_ToInt64(ctx, &at, argv[1]) || scan_text(ctx, argv[0]))
+        return JS_EXCEPTION;
+    if (!scanned.ascii || at < 0 || (size_t)at >= scanned.length || !strchr("{[", scanned.chars[at]))
+        return JS_UNDEFINED;
+    is_object = scanned.chars[at] == '{';
+    at = behind_space(at + 1);
+    while ((size_t)at < scanned.length && scanned.chars[at] != (is_object ? '}' : ']')) {
+        if (is_object) {
+            at = add_value(rt, &p, at);
+            if (at < 0)
+                break;
+            at = behind_space(behind_space(at) + 1); // the colon
+        }
+        at = add_value(rt, &p, at);
+        if (at < 0)
+            break;
+        at = behind_space(at);
+        if ((size_t)at < scanned.length && scanned.chars[at] == ',')
+            at = behind_space(at + 1);
+    }
+    if (at >= 0 && (size_t)at < scanned.length && !add_place(rt, &p, at + 1))
+        result = JS_NewArrayFrom(ctx, p.count, p.list);
+    js_free_rt(rt, p.list);
+    return result;
 }
 
 #define CACHE_ENTRY 24
@@ -1939,6 +2042,7 @@ static JSValue sys_sha256(JSContext *ctx, JSValueConst this_val, int argc, JSVal
 
 static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("jsonEnd", 2, sys_json_end),
+    JS_CFUNC_DEF("jsonParts", 2, sys_json_parts),
     JS_CFUNC_DEF("cacheKey", 1, sys_cache_key),
     JS_CFUNC_DEF("movedEntries", 4, sys_moved_entries),
     JS_CFUNC_DEF("sha256", 1, sys_sha256),

@@ -294,10 +294,16 @@ function addSnapshot(program: string, snapshot: Buffer, product: string): void {
 interface Block {
   readonly start: number;
   readonly size: number;
+  /** Whether nothing is in it any more. */
+  readonly isFreed: boolean;
 }
 
-/** Of memory.c: a block's head, where the first one starts, and a page. Bytes. */
-const [HEAD, FIRST_BLOCK, PAGE] = [8, 8, 4096];
+/** Of memory.c: bytes of the snapshot, of a block's head, its mark of a freed block, where the first block starts, and a page. */
+const SNAPSHOT = 768 << 10;
+const HEAD = 8;
+const FREED = 1n;
+const FIRST_BLOCK = 8;
+const PAGE = 4096;
 
 /**
  * Puts the snapshot into the program, its blocks in this order: those to which the calls of a container's life write, one
@@ -305,12 +311,12 @@ const [HEAD, FIRST_BLOCK, PAGE] = [8, 8, 4096];
  * have nothing else, each block has pages of its own.
  */
 function finish(program: string, trainee: string, product: string): void {
-  const sizes = blocksOf(makeSnapshot(program));
+  const blocks = blocksOf(makeSnapshot(trainee));
   let end = 0;
-  const spread = sizes.map((size): Block => {
+  const spread = blocks.map(({ size, isFreed }): Block => {
     const start = end + FIRST_BLOCK;
     end = Math.ceil((start + size) / PAGE) * PAGE;
-    return { start, size };
+    return { start, size, isFreed };
   });
   const dir = path.join(gen, "training");
   fs.rmSync(dir, { recursive: true, force: true });
@@ -322,49 +328,84 @@ function finish(program: string, trainee: string, product: string): void {
 
   const isWritten = ({ start, size }: Block) =>
     pages.slice(Math.floor(start / PAGE), Math.ceil((start + size) / PAGE)).includes(true);
+  const kinds: readonly ((block: Block) => boolean)[] = [
+    (block) => !block.isFreed && isWritten(block),
+    (block) => !block.isFreed && !isWritten(block),
+    (block) => block.isFreed,
+  ];
   const order: Block[] = [];
   end = FIRST_BLOCK;
-  for (const wanted of [true, false]) {
+  for (const isWanted of kinds) {
+    if (isWanted === kinds.at(-1)) end = SNAPSHOT + FIRST_BLOCK;
     for (const [i, block] of spread.entries()) {
-      if (isWritten(block) !== wanted) continue;
-      order[i] = { start: end, size: block.size };
+      if (!isWanted(block)) continue;
+      order[i] = { ...block, start: end };
       end += block.size;
     }
   }
   addSnapshot(program, makeSnapshot(program, order), product);
 }
 
-/** The sizes of the blocks of a snapshot without an order. */
-function blocksOf(snapshot: Buffer): number[] {
-  const sizes: number[] = [];
-  for (let at = FIRST_BLOCK; ; at += sizes.at(-1) as number) {
-    const size = Number(snapshot.readBigUInt64LE(at));
-    if (size === 0) return sizes;
-    sizes.push(HEAD + size);
+/** The blocks of a snapshot without an order. */
+function blocksOf(snapshot: Buffer): Block[] {
+  const blocks: Block[] = [];
+  for (let start = FIRST_BLOCK; ; start += (blocks.at(-1) as Block).size) {
+    const word = snapshot.readBigUInt64LE(start);
+    if (word === 0n) return blocks;
+    blocks.push({ start, size: HEAD + Number(word & ~FREED), isFreed: (word & FREED) !== 0n });
   }
 }
 
 /**
- * Which pages of the snapshot are written to in the life of a container. On this machine nothing is: the container asks
- * for nothing, and the low-level runtime is /bin/true.
+ * Which pages of the snapshot are written to in the life of a container that is given a device, of caches that an earlier
+ * start has filled. The low-level runtime is /bin/true, and all files are below `dir`: in a user namespace, where Sluice
+ * has its state in XDG_RUNTIME_DIR. Where this machine allows none, the container asks for nothing.
  */
 function pagesWritten(trainee: string, dir: string): boolean[] {
-  const process = { args: ["true"], env: ["PATH=/bin"] };
-  const mounts = [{ destination: "/proc", type: "proc", source: "proc", options: ["nosuid", "noexec", "nodev"] }];
-  const config = { ociVersion: "1.1.0", process, root: { path: "rootfs" }, mounts, annotations: {}, linux: {} };
-  fs.writeFileSync(path.join(dir, "config.json"), JSON.stringify(config));
-  fs.symlinkSync("/bin/true", path.join(dir, "runc"));
-  // Settings of its own, so that it does not matter which ones this machine has.
-  const settings = path.join(dir, "config.toml");
-  fs.writeFileSync(settings, "");
-  const list = path.join(dir, "written");
-  const runs = [["state"], ["create", "--bundle", dir], ["delete"]].map((command) => {
-    fs.rmSync(list, { force: true });
-    const env = { PATH: dir, SLUICE_CONFIG: settings, SLUICE_WRITTEN: list };
-    spawnSync(trainee, [...command, "training"], { stdio: "ignore", env });
-    return [...fs.readFileSync(list, "utf8")];
+  const [specs, state, list] = ["cdi", "run", "written"].map((name) => path.join(dir, name)) as [
+    string,
+    string,
+    string,
+  ];
+  for (const folder of [specs, state]) fs.mkdirSync(folder, { mode: 0o700 });
+  const file = (name: string) => ({
+    hostPath: `/usr/lib/${name}`,
+    containerPath: `/usr/lib/${name}`,
+    options: ["ro", "bind"],
   });
-  return (runs[0] ?? []).map((_, page) => runs.some((pages) => pages[page] === "1"));
+  const edits = {
+    env: ["A=1"],
+    mounts: ["a", "b"].map(file),
+    deviceNodes: [{ path: "/dev/gpu", hostPath: "/dev/null" }],
+  };
+  const spec = { cdiVersion: "0.5.0", kind: "nvidia.com/gpu", devices: [{ name: "0", containerEdits: edits }] };
+  fs.writeFileSync(path.join(specs, "spec.json"), JSON.stringify(spec));
+  const settings = path.join(dir, "config.toml");
+  fs.writeFileSync(settings, `[runtime]\nruntimes = ["/bin/true"]\n[cdi]\nspec_dirs = [${JSON.stringify(specs)}]\n`);
+  const inNamespace = ["unshare", "--map-root-user"];
+  const canAsk = spawnSync("unshare", ["--map-root-user", "true"]).status === 0;
+  const process = { args: ["true"], env: ["PATH=/bin"], user: { uid: 0, gid: 0 } };
+  const mounts = [{ destination: "/proc", type: "proc", source: "proc", options: ["nosuid", "noexec", "nodev"] }];
+  const annotations = canAsk ? { "gpu.sluice.dev": `${spec.kind}=0` } : {};
+  const linux = { resources: { devices: [{ allow: false, access: "rwm" }] }, namespaces: [{ type: "pid" }] };
+  const config = JSON.stringify({ ociVersion: "1.1.0", process, root: { path: "rootfs" }, mounts, annotations, linux });
+  const run = (...command: string[]): boolean[] => {
+    fs.writeFileSync(path.join(dir, "config.json"), config);
+    fs.rmSync(list, { force: true });
+    const [program = "", ...args] = [...(canAsk ? inNamespace : []), trainee, ...command, "training"];
+    const env = { PATH: "/usr/bin:/bin", SLUICE_CONFIG: settings, XDG_RUNTIME_DIR: state, SLUICE_WRITTEN: list };
+    const { stderr } = spawnSync(program, args, { encoding: "utf8", env });
+    if (!fs.existsSync(list)) throw new Error(`${trainee} ${command}: ${stderr}`);
+    return [...fs.readFileSync(list, "utf8")].map((mark) => mark === "1");
+  };
+  const create = () => {
+    // Files that have just been written are not cached.
+    execFileSync("sleep", ["0.2"]);
+    return run("create", "--bundle", dir);
+  };
+  for (let i = 0; i < 3; i++) create();
+  const runs = [create(), run("state"), run("delete")];
+  return (runs[0] ?? []).map((_, page) => runs.some((pages) => pages[page]));
 }
 
 /** Of V8, to keep the daemon small; docs/sluiced.md says what each is for. All are there in Node 18 to 24. */

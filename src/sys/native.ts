@@ -36,6 +36,7 @@ interface Native {
   now(): number;
   sha256(text: string): string;
   jsonEnd(text: string, start: number): number;
+  jsonParts(text: string, start: number): number[] | undefined;
   cacheKey(name: string): string;
   movedEntries(entries: string, low: number, high: number, moved: number): string | undefined;
   sleep(ms: number): void;
@@ -107,6 +108,7 @@ export const sys: Sys = {
   sleep: (ms) => os(() => native.sleep(ms)),
   sha256: (text) => native.sha256(text),
   jsonEnd: (text, start) => native.jsonEnd(text, start),
+  jsonParts: (text, start) => native.jsonParts(text, start),
   cacheKey: (name) => native.cacheKey(name),
   movedEntries: (entries, low, high, moved) => native.movedEntries(entries, low, high, moved),
   realPath: (path) => os(() => native.realPath(path)),

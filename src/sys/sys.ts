@@ -128,10 +128,15 @@ export interface Sys extends Files {
   /** SHA-256 of a text's UTF-8, as 64 hexadecimal digits. Here because an interpreter is too slow for it. */
   sha256(text: string): string;
   /**
-   * Where the object or array that starts at `start` of a JSON text ends, behind its last character; below 0 where it
-   * cannot tell. Only in the executable, where TypeScript is slow at it (see patchJson).
+   * Where the object, array or string that starts at `start` of a JSON text ends, behind its last character; below 0 where
+   * it cannot tell. Only in the executable, where TypeScript is slow at it (see patchJson).
    */
   jsonEnd?(text: string, start: number): number;
+  /**
+   * Of the object that starts at `start` of a JSON text, start and end of each member's key and value; of an array, of each
+   * element; and last, where it ends. `undefined` where it cannot tell. Only in the executable, as `jsonEnd`.
+   */
+  jsonParts?(text: string, start: number): readonly number[] | undefined;
   /** A text that sorts as a name does in a loader's cache (src/host/ld-cache.ts). Only in the executable, as `jsonEnd`. */
   cacheKey?(name: string): string;
   /**

@@ -220,6 +220,30 @@ test("where a JSON object or array ends is found past strings, escapes and nesti
   for (const [text, start, end] of table) assert.equal(find(text, start), end, text.slice(0, 40));
 });
 
+test("the parts of a JSON object or array are found, or none", () => {
+  const find = sys.jsonParts;
+  if (find === undefined) return; // under Node there is no need of it
+  const table: [string, number, number[] | undefined][] = [
+    ["{}", 0, [2]],
+    [" [ ] ", 1, [4]],
+    ['{"a":1,"b" : "x,]" }', 0, [1, 4, 5, 6, 7, 10, 13, 18, 20]],
+    ['[-1.5e3,true ,{"a":[]}, "\\""\n]', 0, [1, 7, 8, 12, 14, 22, 24, 28, 30]],
+    ["[[1],2]", 1, [2, 3, 4]],
+    ["{", 0, undefined],
+    ['{"a"', 0, undefined],
+    ['{"a":', 0, undefined],
+    ["[1", 0, undefined],
+    ["[1,", 0, undefined],
+    ["1", 0, undefined],
+    ["", 0, undefined],
+    ["[]", 2, undefined],
+    ["[]", -1, undefined],
+    ['["é"]', 0, undefined],
+    [`[${"1,".repeat(1000)}1]`, 0, [...Array.from({ length: 1001 }, (_, i) => [2 * i + 1, 2 * i + 2]).flat(), 2003]],
+  ];
+  for (const [text, start, parts] of table) assert.deepEqual(find(text, start), parts, text.slice(0, 40));
+});
+
 test("entries of a loader's cache are moved, or none where one has its strings elsewhere", () => {
   const move = sys.movedEntries;
   if (move === undefined) return; // under Node there is no need of it
