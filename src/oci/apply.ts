@@ -41,15 +41,14 @@ export const HOOK_ENV: readonly string[] = ["PATH=/usr/local/sbin:/usr/local/bin
  *
  * Device nodes must be resolved: `type` is there, and `major` and `minor` for `b`, `c` and `u`.
  *
- * @param ready mounts that follow those of the edits, as `toMount` makes them
  * @throws SluiceError `E_EDIT_HOOK` for a stage that OCI does not have, `E_EDIT_DEVICE` for a node without a type.
  */
-export function applyEdits(config: Config, edits: readonly ContainerEdits[], ready: readonly Mount[] = []): Config {
+export function applyEdits(config: Config, edits: readonly ContainerEdits[]): Config {
   const env = edits.flatMap((e) => e.env ?? []);
   const nodes = edits.flatMap((e) => e.deviceNodes ?? []);
   const netDevices = edits.flatMap((e) => e.netDevices ?? []);
   const userNamespace = hasUserNamespace(config);
-  const mounts = edits.flatMap((e) => (e.mounts ?? []).map((mount) => toMount(mount, userNamespace))).concat(ready);
+  const mounts = edits.flatMap((e) => (e.mounts ?? []).map((mount) => toMount(mount, userNamespace)));
   const hooks = edits.flatMap((e) => e.hooks ?? []);
   const intelRdt = edits.findLast((e) => e.intelRdt)?.intelRdt;
   const gids = edits.flatMap((e) => e.additionalGids ?? []);
@@ -139,18 +138,11 @@ function editLinux(
 ): Linux {
   const next: Linux = { ...config.linux };
   if (nodes.length > 0) {
-    const added = new Map<string, LinuxDevice>();
-    const rules: DeviceCgroup[] = [];
-    for (const node of nodes) {
-      // Deleted first, so that the last node of a path stands where it was named last.
-      added.delete(node.path);
-      added.set(node.path, toLinuxDevice(node, config.process?.user));
-      const rule = toDeviceCgroup(node);
-      if (rule !== undefined) rules.push(rule);
-    }
+    const { devices, rules } = toDevices(nodes, config.process?.user);
     // Go takes the first of several devices of one path out of the list and overwrites the second; here all go.
+    const added = new Set(devices.map((device) => device.path));
     const kept = (next.devices ?? []).filter((device) => !added.has(device.path));
-    next.devices = [...kept, ...added.values()];
+    next.devices = [...kept, ...devices];
     if (rules.length > 0) {
       // A replaced device's old rule stays, and rules are added even if there are equal ones: the last match counts.
       next.resources = { ...next.resources, devices: [...(next.resources?.devices ?? []), ...rules] };
@@ -163,6 +155,23 @@ function editLinux(
   }
   if (intelRdt !== undefined) next.intelRdt = toIntelRdt(intelRdt);
   return next;
+}
+
+/** The devices and cgroup rules of nodes: of several nodes of a path one device, the last. */
+export function toDevices(
+  nodes: readonly DeviceNode[],
+  user: User | undefined,
+): { readonly devices: LinuxDevice[]; readonly rules: DeviceCgroup[] } {
+  const devices = new Map<string, LinuxDevice>();
+  const rules: DeviceCgroup[] = [];
+  for (const node of nodes) {
+    // Deleted first, so that the last node of a path stands where it was named last.
+    devices.delete(node.path);
+    devices.set(node.path, toLinuxDevice(node, user));
+    const rule = toDeviceCgroup(node);
+    if (rule !== undefined) rules.push(rule);
+  }
+  return { devices: [...devices.values()], rules };
 }
 
 /** Sets a member under a name from outside: an assignment to `__proto__` would set the prototype. */
@@ -181,15 +190,20 @@ export function toLinuxDevice(node: DeviceNode, user: User | undefined): LinuxDe
   }
   const device: LinuxDevice = { path: node.path, type: node.type, major: node.major ?? 0, minor: node.minor ?? 0 };
   if (node.fileMode !== undefined) device.fileMode = node.fileMode;
-  const uid = node.uid ?? owner(user?.uid);
+  const owner = ownerOf(user);
+  const uid = node.uid ?? owner.uid;
   if (uid !== undefined) device.uid = uid;
-  const gid = node.gid ?? owner(user?.gid);
+  const gid = node.gid ?? owner.gid;
   if (gid !== undefined) device.gid = gid;
   return device;
 }
 
-function owner(id: number | undefined): number | undefined {
-  return id !== undefined && id > 0 ? id : undefined;
+/** Whom a node belongs to that the edits give no owner; root where nobody. */
+export function ownerOf(user: User | undefined): { uid?: number; gid?: number } {
+  const owner: { uid?: number; gid?: number } = {};
+  if (user?.uid !== undefined && user.uid > 0) owner.uid = user.uid;
+  if (user?.gid !== undefined && user.gid > 0) owner.gid = user.gid;
+  return owner;
 }
 
 /**
@@ -300,18 +314,15 @@ function byDepth(mounts: readonly (Mount | undefined)[]): Mount[] {
   const folders = new Map<string, number>();
   for (const mount of mounts) {
     if (mount === undefined) continue;
-    const { destination, [DEPTH]: known } = mount as Mount & { [DEPTH]?: number };
-    let depth = known;
+    const { destination } = mount;
+    const slash = destination.lastIndexOf("/") + 1;
+    const folder = destination.slice(0, slash);
+    // A last component that adds one to the depth of its folder: not empty, `.` or `..`.
+    const isPlain = slash < destination.length && destination.charCodeAt(slash) !== DOT;
+    let depth = isPlain ? folders.get(folder) : undefined;
     if (depth === undefined) {
-      const slash = destination.lastIndexOf("/") + 1;
-      const folder = destination.slice(0, slash);
-      // A last component that adds one to the depth of its folder: not empty, `.` or `..`.
-      const isPlain = slash < destination.length && destination.charCodeAt(slash) !== DOT;
-      depth = isPlain ? folders.get(folder) : undefined;
-      if (depth === undefined) {
-        depth = depthOf(destination);
-        if (isPlain) folders.set(folder, depth);
-      }
+      depth = depthOf(destination);
+      if (isPlain) folders.set(folder, depth);
     }
     const level = levels.get(depth);
     if (level === undefined) levels.set(depth, [mount]);
@@ -321,9 +332,6 @@ function byDepth(mounts: readonly (Mount | undefined)[]): Mount[] {
 }
 
 const DOT = 0x2e;
-
-/** Under this name a mount may bring what `depthOf` says of its destination. */
-export const DEPTH: unique symbol = Symbol("depth");
 
 /** The number of slashes in the destination as Go's `filepath.Clean` gives it. */
 export function depthOf(destination: string): number {

@@ -8,20 +8,28 @@
 
 import { quote, SluiceError } from "../sys/error.ts";
 
-/**
- * A new array element may bring its JSON with it, under this name: it is then written as it stands. It also needs a
- * `toJSON` that gives the same, since not everything that is written is written as an element.
- */
-export const TEXT: unique symbol = Symbol("text");
+/** New elements of an array, in the place of one: their JSON, parted by commas, written in one line as it stands. */
+export class Elements {
+  readonly text: string;
+
+  constructor(text: string) {
+    this.text = text;
+  }
+}
 
 type Members = Record<string, unknown>;
 
-/** Finds where the JSON value that starts at `start` ends, behind its last character; below 0 where it cannot tell. */
-export type FindEnd = (text: string, start: number) => number;
+/** Faster ways than ours to find places in a JSON text, of which only little changes (`Sys`). */
+export interface JsonPlaces {
+  /** Where the value that starts at `start` ends, behind its last character; below 0 where it cannot tell. */
+  jsonEnd?(text: string, start: number): number;
+  /** `partsOf`; `undefined` where it cannot tell. */
+  jsonParts?(text: string, start: number): readonly number[] | undefined;
+}
 
 interface Patch {
   readonly text: string;
-  readonly findEnd: FindEnd | undefined;
+  readonly places: JsonPlaces | undefined;
   /** The new text so far: it stands for the old text up to `done`. */
   readonly pieces: string[];
   done: number;
@@ -33,15 +41,14 @@ interface Patch {
  * the end of their object. An array element that is an element of `before` keeps its text wherever it moves to; one that
  * is added must be new, not built from parts of `before` whose numbers a double does not hold.
  *
- * @param findEnd a faster way than ours to pass over what stays, of which there is much (`Sys.jsonEnd`)
  * @throws SluiceError `E_JSON_DUPLICATE_KEY` where an object that has to change holds a key twice (runtimes differ in
  * which one counts), `E_JSON_NUMBER` where a number cannot be written without changing its value: a new one beyond
  * 2^53, or one of several in an array that differ only beyond a double's precision, and the array was re-ordered.
  */
-export function patchJson(text: string, before: unknown, after: unknown, findEnd?: FindEnd): string {
+export function patchJson(text: string, before: unknown, after: unknown, places?: JsonPlaces): string {
   if (before === after) return text;
-  const patch: Patch = { text, findEnd, pieces: [], done: 0 };
-  patchValue(patch, skipSpace(text, 0), before, after, "");
+  const patch: Patch = { text, places, pieces: [], done: 0 };
+  patchValue(patch, skipSpace(text, 0), text.length, before, after, "");
   return patch.pieces.join("") + text.slice(patch.done);
 }
 
@@ -51,72 +58,56 @@ function replace(patch: Patch, start: number, end: number, replacement: string):
   patch.done = end;
 }
 
-/** Patches the value that starts at `start`; gives the place where it ends in the old text. */
-function patchValue(patch: Patch, start: number, before: unknown, after: unknown, pointer: string): number {
+/** Patches the value at `text[start, end)`; only of one that is no object or array, `end` must be right. */
+function patchValue(patch: Patch, start: number, end: number, before: unknown, after: unknown, pointer: string): void {
   const objects = isObject(before) && isObject(after);
-  if (objects || (Array.isArray(before) && Array.isArray(after))) {
-    if (patch.text.charCodeAt(start) !== (objects ? OPEN_OBJECT : OPEN_ARRAY)) refuseDuplicate(pointer);
-    if (objects) return patchObject(patch, start, before, after, pointer);
-    return patchArray(patch, start, before as unknown[], after as unknown[], pointer);
+  if (!objects && !(Array.isArray(before) && Array.isArray(after))) {
+    replace(patch, start, end, write(after, pointer));
+    return;
   }
-  const end = skipValue(patch, start, before);
-  replace(patch, start, end, write(after, pointer));
-  return end;
+  if (patch.text.charCodeAt(start) !== (objects ? OPEN_OBJECT : OPEN_ARRAY)) refuseDuplicate(pointer);
+  if (objects) patchObject(patch, start, before, after, pointer);
+  else patchArray(patch, start, before as unknown[], after as unknown[], pointer);
 }
 
-function patchObject(patch: Patch, start: number, before: Members, after: Members, pointer: string): number {
+function patchObject(patch: Patch, start: number, before: Members, after: Members, pointer: string): void {
   const { text } = patch;
+  const parts = partsOf(patch, start, before);
   const seen = new Set<string>();
   /** Where the first member starts, if no member before the current one stays: what goes then is up to a kept one. */
   let cut = -1;
   let kept = false;
-  /** The end of the previous member, and how the last one was laid out: `{gap}"key"{colon}value`. */
+  /** The end of the previous member. */
   let last = start + 1;
-  let gap = "";
-  let colon = ":";
 
-  let gapStart = start + 1;
-  let at = skipSpace(text, gapStart);
-  while (text.charCodeAt(at) === QUOTE) {
-    const keyEnd = skipString(text, at);
+  for (let i = 0; i + 3 < parts.length; i += 4) {
+    const [at, keyEnd, valueStart, end] = [parts[i], parts[i + 1], parts[i + 2], parts[i + 3]] as Member;
     const key = unquote(text.slice(at, keyEnd));
     if (seen.has(key)) refuseDuplicate(`${pointer}/${escapePointer(key)}`);
     seen.add(key);
-    const valueStart = skipSpace(text, skipSpace(text, keyEnd) + 1);
     // A member that `after` lacks must not be found in Object.prototype.
     const old = before[key];
     const value = Object.hasOwn(after, key) ? after[key] : undefined;
-
-    let end: number;
     if (value === undefined) {
-      end = skipValue(patch, valueStart, old);
       if (kept) replace(patch, last, end, "");
       else if (cut < 0) cut = at;
     } else {
       if (cut >= 0 && !kept) replace(patch, cut, at, "");
       kept = true;
-      end =
-        value === old
-          ? skipValue(patch, valueStart, old)
-          : patchValue(patch, valueStart, old, value, `${pointer}/${escapePointer(key)}`);
+      if (value !== old) patchValue(patch, valueStart, end, old, value, `${pointer}/${escapePointer(key)}`);
     }
-
     last = end;
-    const next = skipSpace(text, end);
-    if (text.charCodeAt(next) !== COMMA) {
-      gap = text.slice(gapStart, at);
-      colon = text.slice(keyEnd, valueStart);
-      at = next;
-      break;
-    }
-    gapStart = next + 1;
-    at = skipSpace(text, gapStart);
   }
 
+  // New members are laid out as the last one is: `{gap}"key"{colon}value`.
+  const tail = parts.length - 5;
+  const colon = tail < 0 ? ":" : text.slice(parts[tail + 1], parts[tail + 2]);
   const added = writeAdded(before, after, colon, pointer);
+  if (added.length === 0 && !(cut >= 0 && !kept)) return;
+  const gapStart = tail < 4 ? start + 1 : text.indexOf(",", parts[tail - 1]) + 1;
+  const gap = tail < 0 ? "" : text.slice(gapStart, parts[tail]);
   if (cut >= 0 && !kept) replace(patch, cut, last, added.join(`,${gap}`));
-  else if (added.length > 0) replace(patch, last, last, (kept ? `,${gap}` : "") + added.join(`,${gap}`));
-  return at + 1;
+  else replace(patch, last, last, (kept ? `,${gap}` : "") + added.join(`,${gap}`));
 }
 
 /** The members that only `after` has, as JSON. */
@@ -136,49 +127,40 @@ function patchArray(
   before: readonly unknown[],
   after: readonly unknown[],
   pointer: string,
-): number {
+): void {
   const { text } = patch;
   const old = before.length;
+  const parts = partsOf(patch, start, before);
+  if (parts.length !== 2 * old + 1) refuseDuplicate(pointer);
+  const startOf = (i: number) => parts[2 * i] as number;
+  const endOf = (i: number) => parts[2 * i + 1] as number;
+  const textOf = (i: number) => text.slice(startOf(i), endOf(i));
+  const behind = `,${old > 0 ? text.slice(start + 1, startOf(0)) : ""}`;
   let same = 0;
   while (same < old && same < after.length && before[same] === after[same]) same++;
 
   // The common case, elements added at the end, needs no look at the old ones.
   if (same === old) {
-    const end = skipNested(patch, start, before);
-    if (after.length > old) {
-      const last = start + text.slice(start, end - 1).trimEnd().length;
-      const gap = old > 0 ? `,${text.slice(start + 1, skipSpace(text, start + 1))}` : ",";
-      const written = writeElements(after.slice(old), gap);
-      replace(patch, last, last, (old > 0 ? gap : "") + written);
-    }
-    return end;
+    if (after.length === old) return;
+    const last = old > 0 ? endOf(old - 1) : start + 1;
+    replace(patch, last, last, (old > 0 ? behind : "") + writeElements(after.slice(old), behind));
+    return;
   }
 
-  const starts: number[] = [];
-  const ends: number[] = [];
   const places = new Map<unknown, number>();
   /** Numbers that the text spells in more than one way: their elements look alike and need not be. */
   const ambiguous = new Set<unknown>();
-  let at = start + 1;
   for (let i = 0; i < old; i++) {
     const value = before[i];
-    const from = skipSpace(text, at);
-    const to = skipValue(patch, from, value);
-    starts.push(from);
-    ends.push(to);
     if (typeof value === "number") {
       const twin = places.get(value);
-      if (twin !== undefined && text.slice(starts[twin], ends[twin]) !== text.slice(from, to)) ambiguous.add(value);
+      if (twin !== undefined && textOf(twin) !== textOf(i)) ambiguous.add(value);
     }
     places.set(value, i);
-    const next = skipSpace(text, to);
-    if (text.charCodeAt(next) !== (i < old - 1 ? COMMA : CLOSE_ARRAY)) refuseDuplicate(pointer);
-    at = next + 1;
   }
 
   const staying = new Set(after);
   const added: string[] = [];
-  const behind = `,${text.slice(start + 1, starts[0])}`;
   /** New elements behind each other, not yet in `added`. */
   let run: unknown[] = [];
   for (let i = 0; i < after.length; i++) {
@@ -187,7 +169,7 @@ function patchArray(
     if (i < old && value === current) continue;
     if (ambiguous.has(value) || ambiguous.has(current)) refuseNumber(`${pointer}/${i}`);
     const place = places.get(value);
-    const moved = place === undefined ? undefined : text.slice(starts[place], ends[place]);
+    const moved = place === undefined ? undefined : textOf(place);
     if (i >= old) {
       if (moved === undefined) {
         run.push(value);
@@ -196,26 +178,23 @@ function patchArray(
       if (run.length > 0) added.push(writeElements(run, behind));
       run = [];
       added.push(moved);
-    } else if (moved === undefined && !staying.has(current)) {
-      const given = textOf(value);
-      const next = given === undefined ? value : JSON.parse(given);
-      patchValue(patch, starts[i] as number, current, next, `${pointer}/${i}`);
+    } else if (moved === undefined && !(value instanceof Elements) && !staying.has(current)) {
+      patchValue(patch, startOf(i), endOf(i), current, value, `${pointer}/${i}`);
     } else {
-      const fresh = moved ?? textOf(value) ?? write(value, `${pointer}/${i}`);
-      replace(patch, starts[i] as number, ends[i] as number, fresh);
+      const fresh = moved ?? (value instanceof Elements ? value.text : write(value, `${pointer}/${i}`));
+      replace(patch, startOf(i), endOf(i), fresh);
     }
   }
   if (run.length > 0) added.push(writeElements(run, behind));
-  const last = ends[old - 1] as number;
+  const last = endOf(old - 1);
   if (after.length > old) {
     replace(patch, last, last, behind + added.join(behind));
   } else if (after.length < old) {
     for (let i = after.length; i < old; i++) {
       if (ambiguous.has(before[i])) refuseNumber(`${pointer}/${i}`);
     }
-    replace(patch, (after.length > 0 ? ends[after.length - 1] : starts[0]) as number, last, "");
+    replace(patch, after.length > 0 ? endOf(after.length - 1) : startOf(0), last, "");
   }
-  return at;
 }
 
 /**
@@ -223,23 +202,31 @@ function patchArray(
  * of the cost of writing a container's mounts.
  */
 function writeElements(values: readonly unknown[], gap: string): string {
-  if (gap === "," && !values.some(textOf)) return JSON.stringify(values).slice(1, -1);
-  return values.map((value) => textOf(value) ?? JSON.stringify(value) ?? "null").join(gap);
-}
-
-function textOf(value: unknown): string | undefined {
-  return (value as { [TEXT]?: string } | null | undefined)?.[TEXT];
+  if (gap === "," && !values.some((value) => value instanceof Elements)) return JSON.stringify(values).slice(1, -1);
+  return values.map((value) => (value instanceof Elements ? value.text : (JSON.stringify(value) ?? "null"))).join(gap);
 }
 
 /** The text of a value that the old file does not have; undefined in an array is null, as JSON.stringify has it. */
 function write(value: unknown, pointer: string): string {
   if (hasInexactNumber(value)) refuseNumber(pointer);
-  return JSON.stringify(value) ?? "null";
+  return stringify(value);
+}
+
+function stringify(value: unknown): string {
+  if (!hasElements(value)) return JSON.stringify(value) ?? "null";
+  if (Array.isArray(value)) return `[${writeElements(value, ",")}]`;
+  const members = Object.entries(value as Members).filter(([, member]) => member !== undefined);
+  return `{${members.map(([key, member]) => `${JSON.stringify(key)}:${stringify(member)}`).join(",")}}`;
+}
+
+function hasElements(value: unknown): boolean {
+  if (typeof value !== "object" || value === null) return false;
+  return value instanceof Elements || Object.values(value).some(hasElements);
 }
 
 function hasInexactNumber(value: unknown): boolean {
   if (typeof value === "number") return !(Math.abs(value) <= Number.MAX_SAFE_INTEGER);
-  if (typeof value !== "object" || value === null) return false;
+  if (typeof value !== "object" || value === null || value instanceof Elements) return false;
   return Object.values(value).some(hasInexactNumber);
 }
 
@@ -287,6 +274,7 @@ const BACKSLASH = 0x5c;
 const OPEN_ARRAY = 0x5b;
 const CLOSE_ARRAY = 0x5d;
 const OPEN_OBJECT = 0x7b;
+const CLOSE_OBJECT = 0x7d;
 
 const STRUCTURE = /["[\]{}]/g;
 const NOT_SPACE = /[^ \t\n\r]/g;
@@ -310,6 +298,41 @@ function skipString(text: string, start: number): number {
   }
 }
 
+/** Start and end of a member's key and of its value. */
+type Member = [at: number, keyEnd: number, valueStart: number, end: number];
+
+/**
+ * Where the parts of the object or array that starts at `start` are: start and end of each member's key and value, or of
+ * each element; and last, where it ends itself.
+ * @param value as it was parsed
+ */
+function partsOf(patch: Patch, start: number, value: object): readonly number[] {
+  const { text, places } = patch;
+  const found = places?.jsonParts?.(text, start);
+  if (found !== undefined) return found;
+  const parts: number[] = [];
+  const isMember = text.charCodeAt(start) === OPEN_OBJECT;
+  let at = skipSpace(text, start + 1);
+  for (let i = 0; ; i++) {
+    const code = text.charCodeAt(at);
+    if (i === 0 && (code === CLOSE_OBJECT || code === CLOSE_ARRAY)) break;
+    let key: string | number = i;
+    if (isMember) {
+      const keyEnd = skipString(text, at);
+      key = unquote(text.slice(at, keyEnd));
+      parts.push(at, keyEnd);
+      at = skipSpace(text, skipSpace(text, keyEnd) + 1);
+    }
+    const end = skipValue(patch, at, (value as Members)[key]);
+    parts.push(at, end);
+    at = skipSpace(text, end);
+    if (text.charCodeAt(at) !== COMMA) break;
+    at = skipSpace(text, at + 1);
+  }
+  parts.push(at + 1);
+  return parts;
+}
+
 function skipValue(patch: Patch, start: number, value: unknown): number {
   const { text } = patch;
   const code = text.charCodeAt(start);
@@ -321,8 +344,8 @@ function skipValue(patch: Patch, start: number, value: unknown): number {
 
 /** From an opening brace or bracket to behind the closing one, however deep (no recursion). */
 function skipNested(patch: Patch, start: number, value: object): number {
-  const { text, findEnd } = patch;
-  const found = findEnd?.(text, start) ?? -1;
+  const { text, places } = patch;
+  const found = places?.jsonEnd?.(text, start) ?? -1;
   if (found >= 0) return found;
   // Engines write compact JSON, and then a value's own serialisation is mostly its text. Where it is, to the byte, the
   // value ends where the serialisation does. This is far cheaper than a loop of ours: a seccomp profile is one step.

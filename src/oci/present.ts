@@ -17,10 +17,11 @@ const PERMISSIONS = 0o7777;
  */
 export function withoutPresent(config: Config, edits: readonly ContainerEdits[]): ContainerEdits[] {
   const rules = config.linux?.resources?.devices ?? [];
+  const hasDevices = (config.linux?.devices ?? []).length > 0;
   return edits.map((edit) => {
     const next = { ...edit };
     if (edit.hooks) next.hooks = edit.hooks.filter((hook) => !hasHook(config, hook));
-    if (edit.deviceNodes) {
+    if (edit.deviceNodes && hasDevices) {
       next.deviceNodes = edit.deviceNodes.flatMap((node) => {
         const rule = toDeviceCgroup(node);
         const { fileMode: _, uid: __, gid: ___, ...numbers } = node;

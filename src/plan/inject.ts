@@ -1,4 +1,4 @@
-import { applyEdits, hasUserNamespace } from "../oci/apply.ts";
+import { applyEdits } from "../oci/apply.ts";
 import { type Bundle, writeConfig } from "../oci/bundle.ts";
 import { patchJson } from "../oci/lossless.ts";
 import { missingEdits } from "../oci/missing.part.ts";
@@ -77,12 +77,13 @@ function podWithoutTrust(machine: Machine, config: Config, extra: ExtraRequest |
 }
 
 /** config.json as it is with the plan: its edits applied, those already there not twice, and the stamp. */
-export function applyPlan(config: Config, plan: Pick<Plan, "digest" | "edits" | "rendered">): Config {
-  // In a user namespace, mounts get an option more.
-  const ready = hasUserNamespace(config) ? undefined : plan.rendered;
-  const edits = ready?.edits ?? plan.edits.map((planned) => planned.edits);
-  const applied = applyEdits(config, withoutPresent(config, edits), ready?.mounts);
-  return { ...applied, annotations: { ...applied.annotations, [STAMP]: plan.digest } };
+export function applyPlan(config: Config, plan: Pick<Plan, "digest" | "edits">): Config {
+  const edits = plan.edits.map((planned) => planned.edits);
+  return stamped(applyEdits(config, withoutPresent(config, edits)), plan.digest);
+}
+
+function stamped(config: Config, digest: string): Config {
+  return { ...config, annotations: { ...config.annotations, [STAMP]: digest } };
 }
 
 /** The container that a bundle is for, as the door that acts knows it. */
@@ -113,7 +114,9 @@ export function inject(machine: Machine, bundle: Bundle, container: Container, e
         ? planByEngine(machine, config, extra)
         : undefined;
   if (plan === undefined || done !== undefined) return undefined;
-  const text = patchJson(bundle.text, bundle.config, applyPlan(bundle.config, plan), machine.sys.jsonEnd);
+  const ready = plan.ready?.applyTo(config);
+  const after = ready === undefined ? applyPlan(config, plan) : stamped(ready, plan.digest);
+  const text = patchJson(bundle.text, config, after, machine.sys);
   receipts.write(container.id, container.door, bundle.path, container.runtimeRoot, plan);
   writeConfig(machine.sys, bundle, text);
   return plan;

@@ -7,54 +7,28 @@
  * for byte, but for the device nodes, which are asked for anew each time.
  */
 
-import { resolveDeviceNodes } from "../cdi/edits.ts";
+import { type ResolvedDeviceNode, resolveDeviceNodes } from "../cdi/edits.ts";
 import type { ContainerEdits, DeviceNode } from "../cdi/spec.ts";
-import { DEPTH, depthOf, toMount } from "../oci/apply.ts";
-import { TEXT } from "../oci/lossless.ts";
-import type { Mount } from "../oci/spec.ts";
+import { ReadyEdits } from "../oci/ready-edits.ts";
 import type { Grant } from "../policy/grant.ts";
 import { readCache, writeCache } from "../sys/cache.ts";
 import type { Files, Sys } from "../sys/sys.ts";
 import { BUILD } from "../sys/version.ts";
 import type { Plan, PlanStore } from "./plan.ts";
 
-/** The edits of a plan in the form that is kept. */
-export interface Rendered {
-  /** In the order of the plan, without mounts; device nodes are resolved. */
-  readonly edits: readonly ContainerEdits[];
-  /** The mounts of all edits, for a container without a user namespace: destination, its depth, all of it as text. */
-  readonly mounts: readonly Mount[];
-}
-
-/** The head of what is kept. */
+/** The head of what is kept, in one line; behind it follow the plan's text and its edits as they are ready. */
 interface Head {
   readonly digest: string;
   readonly specs: readonly string[];
-  /** Without mounts; device nodes as the spec has them. */
-  readonly edits: readonly ContainerEdits[];
-  /** The device nodes as they were resolved. */
+  /** The device nodes as the spec has them, and what was made of each. */
   readonly nodes: readonly DeviceNode[];
+  readonly resolved: readonly Resolved[];
+  /** The length of the plan's text. */
+  readonly length: number;
 }
 
-/** A mount of which no more is known than where it goes. Whoever writes it without care gets it whole all the same. */
-class ReadyMount implements Mount {
-  readonly destination: string;
-  readonly [DEPTH]: number;
-  readonly [TEXT]: string;
-
-  constructor(depth: number, destination: string, text: string) {
-    this.destination = destination;
-    this[DEPTH] = depth;
-    this[TEXT] = text;
-  }
-
-  toJSON(): unknown {
-    return JSON.parse(this[TEXT]);
-  }
-}
-
-/** A destination that would break the form of a line. */
-const SEPARATOR = /[\t\n]/;
+/** What the host has a say in of a device node; `null` where there is none. */
+type Resolved = readonly [type: string, major: number | null, minor: number | null, fileMode: number | null];
 
 export class KeptPlans implements PlanStore {
   readonly #sys: Sys;
@@ -68,19 +42,16 @@ export class KeptPlans implements PlanStore {
   /** @throws SluiceError E_CDI_DEVICE_NODE where a node of the plan cannot be had any more */
   find(grant: Grant, state: string, host: Files): Plan | undefined {
     const [name, key] = this.#place(grant, state);
-    const [head, text, ...lines] = readCache(this.#sys, this.#dir, name, key)?.split("\n") ?? [];
-    const kept = head === undefined ? undefined : parse(head);
-    if (kept === undefined || text === undefined) return undefined;
-    const edits = kept.edits.map(({ deviceNodes, ...rest }): ContainerEdits => {
-      return deviceNodes === undefined ? rest : { ...rest, deviceNodes: resolveDeviceNodes(deviceNodes, host) };
-    });
-    const nodes = edits.flatMap((one) => one.deviceNodes ?? []);
-    if (JSON.stringify(nodes) !== JSON.stringify(kept.nodes)) return undefined;
-    const mounts: Mount[] = [];
-    for (const line of lines) {
-      const [depth, destination, mount] = line.split("\t");
-      if (destination === undefined || mount === undefined) return undefined;
-      mounts.push(new ReadyMount(Number(depth), destination, mount));
+    const body = readCache(this.#sys, this.#dir, name, key) ?? "";
+    const start = body.indexOf("\n") + 1;
+    const kept = parse(body.slice(0, start));
+    if (kept === undefined) return undefined;
+    const text = body.slice(start, start + kept.length);
+    const ready = ReadyEdits.parse(body.slice(start + kept.length));
+    if (ready === undefined) return undefined;
+    const nodes = resolveDeviceNodes(kept.nodes, host);
+    if (nodes.length !== kept.resolved.length || !nodes.every((node, i) => isSame(node, kept.resolved[i]))) {
+      return undefined;
     }
     return {
       digest: kept.digest,
@@ -90,26 +61,24 @@ export class KeptPlans implements PlanStore {
       },
       text,
       specs: kept.specs,
-      rendered: { edits, mounts },
+      ready,
     };
   }
 
   /** @param unresolved the edits of the plan with their device nodes as the spec has them */
   keep(grant: Grant, state: string, plan: Plan, unresolved: readonly ContainerEdits[]): void {
-    const mounts = unresolved.flatMap((edits) => edits.mounts ?? []);
-    if (mounts.some((mount) => SEPARATOR.test(mount.containerPath))) return;
+    const edits = plan.edits.map((planned) => planned.edits);
+    const ready = ReadyEdits.textOf(edits);
+    if (ready === undefined) return;
     const head: Head = {
       digest: plan.digest,
       specs: plan.specs,
-      edits: unresolved.map(({ mounts: _, ...rest }) => rest),
-      nodes: plan.edits.flatMap(({ edits }) => edits.deviceNodes ?? []),
+      nodes: unresolved.flatMap(({ deviceNodes }) => deviceNodes ?? []),
+      resolved: edits.flatMap(({ deviceNodes }) => ((deviceNodes ?? []) as ResolvedDeviceNode[]).map(ofHost)),
+      length: plan.text.length,
     };
-    const lines = mounts.map((mount) => {
-      const { containerPath } = mount;
-      return `${depthOf(containerPath)}\t${containerPath}\t${JSON.stringify(toMount(mount, false))}`;
-    });
     const [name, key] = this.#place(grant, state);
-    writeCache(this.#sys, this.#dir, name, key, [JSON.stringify(head), plan.text, ...lines].join("\n"));
+    writeCache(this.#sys, this.#dir, name, key, `${JSON.stringify(head)}\n${plan.text}${ready}`);
   }
 
   /** Few places, each for the last plan that fell on it: with a claim for each pod, no two plans are the same. */
@@ -119,13 +88,22 @@ export class KeptPlans implements PlanStore {
   }
 }
 
+function ofHost({ type, major, minor, fileMode }: ResolvedDeviceNode): Resolved {
+  return [type, major ?? null, minor ?? null, fileMode ?? null];
+}
+
+function isSame(node: ResolvedDeviceNode, before: Resolved | undefined): boolean {
+  return ofHost(node).every((value, i) => value === before?.[i]);
+}
+
 function parse(text: string): Head | undefined {
   try {
     const head = JSON.parse(text) as Partial<Head> | null;
-    return Array.isArray(head?.edits) &&
-      Array.isArray(head.nodes) &&
+    return Array.isArray(head?.nodes) &&
+      Array.isArray(head.resolved) &&
       Array.isArray(head.specs) &&
-      head.digest !== undefined
+      head.digest !== undefined &&
+      head.length !== undefined
       ? (head as Head)
       : undefined;
   } catch {

@@ -2,11 +2,11 @@ import { collectEdits, resolveDeviceNodes } from "../cdi/edits.ts";
 import type { Registry } from "../cdi/registry.ts";
 import type { ContainerEdits } from "../cdi/spec.ts";
 import { type Origin, readOrigin } from "../host/origin.ts";
+import type { ReadyEdits } from "../oci/ready-edits.ts";
 import type { Grant } from "../policy/grant.ts";
 import { SluiceError } from "../sys/error.ts";
 import type { Files, Sys } from "../sys/sys.ts";
 import { forCapabilities } from "./capabilities.ts";
-import type { Rendered } from "./kept-plans.ts";
 
 /** CDI edits that belong together, with the reason why they are made and where they come from. */
 export interface PlannedEdit {
@@ -42,7 +42,7 @@ export interface Plan {
   /** The spec files that it is made from. */
   readonly specs: readonly string[];
   /** The edits once more, ready to be written, where an earlier start has made the plan. */
-  readonly rendered?: Rendered;
+  readonly ready?: ReadyEdits;
 }
 
 /** Plans that were made before. */

@@ -63,6 +63,7 @@ export function readAskAnnotation(annotation: string, value: string): Ask {
   }
   checkOptions(options, bad);
   checkCombination(devices, classes, options, bad);
+  if (options.size === 0) return { devices };
   for (const key of ["count", "memory", "cores", "profile"]) {
     if (options.has(key)) {
       throw bad("E_NOT_YET", `${key}= is not supported yet`, "ask for whole devices by name: vendor/class=name");
@@ -122,6 +123,7 @@ function checkCombination(devices: string[], classes: string[], options: Map<str
   } else if (devices.length === 0) {
     throw clash("it names no device", "add vendor/class=name");
   }
+  if (options.size === 0) return;
   const mode = options.get("mode");
   for (const [key, modes] of Object.entries(MODES_OF)) {
     if (options.has(key) && (mode === undefined || !modes.includes(mode))) {

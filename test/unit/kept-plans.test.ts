@@ -120,6 +120,16 @@ test("another container gets what it would get without", () => {
     { ...CONFIG, process: {} },
     { annotations: CONFIG.annotations },
     { ...CONFIG, mounts: SPEC.containerEdits.mounts.map((mount) => ({ destination: mount.containerPath })) },
+    {
+      ...CONFIG,
+      mounts: ["/data", "/data", "/data/", "/dat", "/usr/lib/deep/a.so"].map((destination) => ({ destination })),
+    },
+    { ...CONFIG, mounts: [] },
+    { ...CONFIG, process: { user: { uid: 0, gid: 0 } } },
+    { ...CONFIG, process: { user: { uid: 0, gid: 9 } } },
+    { ...CONFIG, linux: { devices: [], resources: { devices: [{ allow: false, access: "rwm" }] } } },
+    { ...CONFIG, linux: { devices: null, resources: { devices: null } } },
+    { ...CONFIG, linux: { devices: [{ path: "/dev/gpu1", type: "c", major: 240, minor: 1 }] } },
     { ...CONFIG, hooks: { createContainer: [{ path: "/usr/bin/hook", args: ["hook", "a b"], env: ["A=1"] }] } },
   ];
   for (const config of containers) {
@@ -140,22 +150,32 @@ test("a kept plan that is damaged counts for nothing", () => {
   const [{ name } = { name: "" }] = after(() => {}).list("/run/sluice/plans") ?? [];
   const path = `/run/sluice/plans/${name}`;
   const text = after(() => {}).text(path) ?? "";
-  const [key = "", head = "", plan = "", ...lines] = text.split("\n");
+  const [key = "", head = "", planAndHead = "", ...lines] = text.split("\n");
   const kept = (...body: string[]): string => {
     const all = body.join("\n");
     return `${key.slice(0, key.lastIndexOf(" "))} ${all.length}\n${all}`;
   };
-  assert.equal(kept(head, plan, ...lines), text, "the test knows the form");
+  assert.equal(kept(head, planAndHead, ...lines), text, "the test knows the form");
+  const ready = planAndHead.slice(planAndHead.indexOf('{"rest":'));
+  const plan = planAndHead.slice(0, -ready.length);
+  assert.equal(JSON.parse(head).length, plan.length);
   const damaged = [
     "",
     text.slice(0, -1),
     `${text}x`,
     kept(head),
-    kept("{", plan, ...lines),
-    kept("null", plan, ...lines),
-    kept("[]", plan, ...lines),
-    kept("{}", plan, ...lines),
-    kept(head, plan, ...lines, "no tabs"),
+    kept("{", planAndHead, ...lines),
+    kept("null", planAndHead, ...lines),
+    kept("[]", planAndHead, ...lines),
+    kept("{}", planAndHead, ...lines),
+    kept(head, plan, ...lines),
+    kept(head, `${plan}{`, ...lines),
+    kept(head, `${plan}null`, ...lines),
+    kept(head, `${plan}{}`, ...lines),
+    kept(head, `${plan}${ready.replace('"rest":', '"pest":')}`, ...lines),
+    kept(head, `${plan}${ready.replace('"groups":', '"droops":')}`, ...lines),
+    kept(head, planAndHead, ...lines, "more"),
+    kept(head, planAndHead, ...lines.slice(1)),
     text.replace(/^0\.1\.0/, "0.0.9"),
   ];
   const right = start(after(() => {}));
@@ -164,11 +184,13 @@ test("a kept plan that is damaged counts for nothing", () => {
   assert.deepEqual(start(after((sys) => sys.chmod("/run/sluice/plans", 0o777))), right);
 });
 
-test("a destination that a line cannot hold is not kept", () => {
-  const mounts = [{ hostPath: "/a", containerPath: "/a\tb\nc" }];
-  const spec = JSON.stringify({ ...SPEC, containerEdits: { mounts } });
-  const sys = memory({ ...TREE, "/etc/cdi/x.json": spec });
-  const first = start(sys);
-  for (let i = 0; i < 3; i++) assert.deepEqual(start(sys), first);
-  assert.equal(sys.list("/run/sluice/plans"), undefined);
+test("mounts that the form cannot hold are not kept", () => {
+  for (const paths of [["/a\tb\nc"], ["/a", "/b", "/a"]]) {
+    const mounts = paths.map((path, i) => ({ hostPath: `/from/${i}`, containerPath: path }));
+    const spec = JSON.stringify({ ...SPEC, containerEdits: { mounts } });
+    const sys = memory({ ...TREE, "/etc/cdi/x.json": spec });
+    const first = start(sys);
+    for (let i = 0; i < 3; i++) assert.deepEqual(start(sys), first);
+    assert.equal(sys.list("/run/sluice/plans"), undefined);
+  }
 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { patchJson } from "../../src/oci/lossless.ts";
+import { Elements, patchJson } from "../../src/oci/lossless.ts";
 import { sys } from "../../src/sys/node.ts";
 import { dockerConfig } from "../fixtures/oci/docker-config.ts";
 import { fullConfig } from "../fixtures/oci/full-config.ts";
@@ -12,7 +12,7 @@ function patch(text: string, change: (before: never) => unknown): string {
   const after = change(before as never);
   const patched = patchJson(text, before, after);
   // The executable has a faster way to pass over what stays; it must not make a difference.
-  assert.equal(patchJson(text, before, after, sys.jsonEnd), patched);
+  assert.equal(patchJson(text, before, after, sys), patched);
   return patched;
 }
 
@@ -226,6 +226,38 @@ test("deep nesting and long runs of one character neither overflow nor hang", ()
   assert.ok(patch(`[${digits}]`, add) === `[${digits},2]`);
 });
 
+test("elements that are text already stand wherever new ones can", () => {
+  const two = new Elements('{"x":18446744073709551615},[]');
+  const text = '{"list":[{"a":1}, {"b":2},3]}';
+  type Tree = { list: unknown[] };
+  const list = (change: (old: unknown[]) => unknown[]) => patch(text, (b: Tree) => ({ list: change(b.list) }));
+  const inside = '{"x":18446744073709551615},[]';
+  assert.equal(
+    list((old) => [...old, two, 4]),
+    `{"list":[{"a":1}, {"b":2},3,${inside},4]}`,
+  );
+  assert.equal(
+    list(([a, b, c]) => [two, c, a, b]),
+    `{"list":[${inside}, 3,{"a":1},{"b":2}]}`,
+  );
+  assert.equal(
+    list(([a, , c]) => [a, two, c]),
+    `{"list":[{"a":1}, ${inside},3]}`,
+  );
+  assert.equal(
+    list(() => [two]),
+    `{"list":[${inside}]}`,
+  );
+  assert.equal(
+    patch('{"a":[]}', () => ({ a: [two, 1] })),
+    `{"a":[${inside},1]}`,
+  );
+  assert.equal(
+    patch("{}", () => ({ a: { b: [0, two], c: undefined } })),
+    `{"a":{"b":[0,${inside}]}}`,
+  );
+});
+
 /*
  * The property: for any text and any change, the patched text, read without losing a digit, is the old text, read so,
  * with the change made to it; and whatever subtree was not touched is there byte for byte.
@@ -406,7 +438,7 @@ test("a patched text is the old one with the change and nothing else, whatever t
     const [after, twin] = mutate(rand, before, exact(text), () => counter++, 0);
     let patched: string;
     try {
-      patched = patchJson(text, before, after, i % 2 === 0 ? undefined : sys.jsonEnd);
+      patched = patchJson(text, before, after, i % 2 === 0 ? undefined : sys);
     } catch (thrown) {
       assert.equal((thrown as { code?: string }).code, "E_JSON_NUMBER", `case ${i}: ${text}`);
       refused++;

@@ -57,7 +57,7 @@ function start(sys: MemorySys, device: string, env: string[] = []): Plan {
 
 /** The first start makes the index of specs, the second one keeps its plan. */
 function startThrice(sys: MemorySys, device: string): void {
-  for (const isKept of [false, false, true]) assert.equal(start(sys, device).rendered !== undefined, isKept);
+  for (const isKept of [false, false, true]) assert.equal(start(sys, device).ready !== undefined, isKept);
 }
 
 /** The code and message of the refusal of a start; a defect of ours is thrown. */
