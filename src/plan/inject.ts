@@ -117,9 +117,13 @@ export function inject(machine: Machine, bundle: Bundle, container: Container, e
   const ready = plan.ready?.applyTo(config);
   const after = ready === undefined ? applyPlan(config, plan) : stamped(ready, plan.digest);
   const text = patchJson(bundle.text, config, after, machine.sys);
-  receipts.write(container.id, container.door, bundle.path, container.runtimeRoot, plan);
+  receipts.write(container.id, container.door, bundle.path, container.runtimeRoot, plan, hasOwnPids(config));
   writeConfig(machine.sys, bundle, text);
   return plan;
+}
+
+function hasOwnPids({ linux }: Config): boolean {
+  return (linux?.namespaces ?? []).some(({ type, path }) => type === "pid" && !path);
 }
 
 /** The receipt of the door before us that gave this container its devices; they are still there. */

@@ -16,6 +16,8 @@ export interface Receipt extends Omit<Plan, "text" | "specs"> {
   readonly config: string;
   /** The OCI runtime's `--root`, empty for its default: ids are unique only within one. */
   readonly runtimeRoot: string;
+  /** Whether the container has a PID namespace of its own, so that with its first process all end; absent for no. */
+  readonly ownPids?: true;
   /** RFC 3339, UTC. */
   readonly time: string;
 }
@@ -33,6 +35,9 @@ const LIMIT = 16 << 20;
 
 /** What parts a receipt's head from its plan: within a JSON string, the quotes would be escaped. */
 const PLAN = ',"devices":';
+/** Bytes in which the head is looked for first. */
+const HEAD = 1024;
+const NOT_ASCII = /[^\0-\x7f]/;
 
 export class Receipts {
   readonly #sys: Sys;
@@ -51,7 +56,8 @@ export class Receipts {
    */
   read(id: string): Receipt | undefined {
     let plan = "";
-    const receipt = this.#parse(id, (text) => {
+    const receipt = this.#parse(id, (path) => {
+      const text = this.#sys.readText(path, LIMIT);
       plan = `{${text.slice(text.indexOf(PLAN) + 1).trimEnd()}`;
       return text;
     });
@@ -66,15 +72,15 @@ export class Receipts {
     return (this.#sys.list(this.#dir) ?? []).flatMap(({ name }) => /^([^.].*)\.json$/.exec(name)?.[1] ?? []);
   }
 
-  /** @param part the JSON to parse, of the file's text */
-  #parse(id: string, part: (text: string) => string): Receipt | undefined {
+  /** @param read gives the JSON to parse */
+  #parse(id: string, read: (path: string) => string): Receipt | undefined {
     const path = receiptPath(this.#state, id);
     if (path === undefined) return undefined;
     const sys = this.#sys;
     try {
       const folder = sys.lstat(this.#dir);
       if (folder?.kind !== "dir" || folder.uid !== sys.euid || (folder.mode & 0o077) !== 0) return undefined;
-      const receipt = JSON.parse(part(sys.readText(path, LIMIT))) as Receipt | null;
+      const receipt = JSON.parse(read(path)) as Receipt | null;
       return receipt?.version === 1 && receipt.id === id ? receipt : undefined;
     } catch (thrown) {
       if (thrown instanceof OsError || thrown instanceof SyntaxError) return undefined;
@@ -86,7 +92,7 @@ export class Receipts {
    * Writes the receipt, replacing an older one of the same container in one step.
    * @throws SluiceError E_RECEIPT where the id or the folder will not do
    */
-  write(id: string, door: string, config: string, runtimeRoot: string, plan: Plan): void {
+  write(id: string, door: string, config: string, runtimeRoot: string, plan: Plan, ownPids = false): void {
     const path = receiptPath(this.#state, id);
     if (path === undefined) {
       throw new SluiceError(
@@ -96,7 +102,8 @@ export class Receipts {
       );
     }
     const sys = this.#sys;
-    const head = { version: 1, id, door, config, runtimeRoot, time: rfc3339(sys.now()), digest: plan.digest };
+    const pids = ownPids ? { ownPids } : {};
+    const head = { version: 1, id, door, config, runtimeRoot, ...pids, time: rfc3339(sys.now()), digest: plan.digest };
     // The plan's own JSON is its second half: written once, as it was digested.
     const text = `${JSON.stringify(head).slice(0, -1)},${plan.text.slice(1)}\n`;
     const draft = `${this.#dir}/.${id}.new`;
@@ -120,7 +127,7 @@ export class Receipts {
    * that is killed may forget a container, and then nobody deletes it.
    */
   sweep(id: string, door: string): void {
-    const head = this.#head(id);
+    const head = this.head(id);
     const path = receiptPath(this.#state, id);
     if (head === undefined || path === undefined) return;
     // A relative path is one of the door's own working folder.
@@ -128,16 +135,27 @@ export class Receipts {
     if (head.door === door || isGone) this.#unlink(path);
   }
 
-  /** The receipt without its plan, which is long. */
-  #head(id: string): Receipt | undefined {
-    return this.#parse(id, (text) => `${text.slice(0, text.indexOf(PLAN))}}`);
+  /** The receipt without its plan, which is long; `undefined` as with `read`, but that it may have been changed. */
+  head(id: string): Omit<Receipt, "devices" | "edits"> | undefined {
+    return this.#parse(id, (path) => {
+      let text = this.#sys.readBytes(path, 0, HEAD);
+      let end = text.indexOf(PLAN);
+      if (end < 0 || NOT_ASCII.test(text)) {
+        text = this.#sys.readText(path, LIMIT);
+        end = text.indexOf(PLAN);
+      }
+      return `${text.slice(0, end)}}`;
+    });
   }
 
   /** Removes the receipt of a container that is gone. One of a namesake under another runtime root stays. */
   release(id: string, runtimeRoot: string): void {
-    const head = this.#head(id);
+    if (this.head(id)?.runtimeRoot === runtimeRoot) this.remove(id);
+  }
+
+  remove(id: string): void {
     const path = receiptPath(this.#state, id);
-    if (head?.runtimeRoot === runtimeRoot && path !== undefined) this.#unlink(path);
+    if (path !== undefined) this.#unlink(path);
   }
 
   #makeFolder(): void {

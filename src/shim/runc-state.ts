@@ -6,28 +6,25 @@ import type { Files } from "../sys/sys.ts";
 /** Where runc keeps its containers when it is root and `--root` does not say. */
 const DEFAULT_ROOT = "/run/runc";
 
-/** Bytes. A state.json holds the container's config.json and some kilobytes more. */
-const STATE_LIMIT = 4 << 20;
+/** Bytes of a state.json, which holds the container's config.json too. */
+const STATE_START = 512;
 /** Bytes, of /proc/<pid>/stat. */
 const STAT_LIMIT = 4096;
 
 /** How a state.json begins (libcontainer.BaseState, runc 1.0 to 1.5): the container's first process. */
 const INIT = /^\{"id":"[^"\\]*","init_process_pid":(\d+),"init_process_start":(\d+),/;
-/** A PID namespace of the container's own. No string of the file can hold this text, since its quotes are escaped there. */
-const OWN_PIDS = '{"type":"NEWPID","path":""}';
 
 /**
- * Whether all processes of a container are gone: its first one is, told as runc does by when it was started, and with it
- * the kernel has ended all others of its PID namespace. `false` where that cannot be told, as of another runtime's
- * container, or of one without such a namespace.
+ * Whether the first process of a container is gone, told as runc does by when it was started. `false` where that cannot be
+ * told, as of another runtime's container.
  *
  * @param root runc's `--root`
  */
-export function hasEnded(files: Files, root: string | undefined, id: string): boolean {
+export function initHasEnded(files: Files, root: string | undefined, id: string): boolean {
   try {
-    const state = files.readText(`${root ?? DEFAULT_ROOT}/${id}/state.json`, STATE_LIMIT);
+    const state = files.readBytes(`${root ?? DEFAULT_ROOT}/${id}/state.json`, 0, STATE_START);
     const [, pid, start] = INIT.exec(state) ?? [];
-    return pid !== undefined && pid !== "0" && state.includes(OWN_PIDS) && !isAlive(files, pid, start as string);
+    return pid !== undefined && pid !== "0" && !isAlive(files, pid, start as string);
   } catch (thrown) {
     if (!(thrown instanceof OsError)) throw thrown;
     return false;
@@ -36,9 +33,8 @@ export function hasEnded(files: Files, root: string | undefined, id: string): bo
 
 /** Whether the process that was started then, in clock ticks after boot, is there and is no zombie: proc_pid_stat(5). */
 function isAlive(files: Files, pid: string, start: string): boolean {
-  const path = `/proc/${pid}/stat`;
   if (files.stat(`/proc/${pid}`) === undefined) return false;
-  const stat = files.readText(path, STAT_LIMIT);
+  const stat = files.readText(`/proc/${pid}/stat`, STAT_LIMIT);
   // A process gives itself its name, which stands in parentheses and may hold some.
   const [state = "", ...rest] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
   return rest[18] === start && !/^[ZX]$/.test(state);

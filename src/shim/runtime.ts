@@ -2,14 +2,14 @@ import { readBundle } from "../oci/bundle.ts";
 import { type CommandLine, parseCommandLine } from "../oci/cmdline.ts";
 import { inject } from "../plan/inject.ts";
 import { type Machine, openDefaultMachine, openMachine } from "../plan/machine.ts";
-import { Receipts, receiptPath } from "../plan/receipt.ts";
+import { Receipts } from "../plan/receipt.ts";
 import { stackOf } from "../sys/enter.ts";
 import { errorLine, OsError, SluiceError } from "../sys/error.ts";
 import { EXIT } from "../sys/exit.ts";
 import type { Sys } from "../sys/sys.ts";
 import { rfc3339 } from "../sys/time.ts";
 import { findRuntime } from "./low-level.ts";
-import { hasEnded } from "./runc-state.ts";
+import { initHasEnded } from "./runc-state.ts";
 
 /**
  * The OCI runtime in front of runc or crun (DESIGN.md section 2): gives the container of a `create`, `run` or `restore`
@@ -28,7 +28,9 @@ export function runtime(sys: Sys): number {
     const lowLevel = findRuntime(sys, machine.settings.runtime.runtimes);
     if (!prepare(machine, line)) return sys.exec(lowLevel, from);
     const code = sys.run(lowLevel, from);
-    if (code === 0 || line.command === "run") release(machine, line);
+    if (code === 0 || line.command === "run") {
+      new Receipts(machine.sys, machine.stateDir).release(line.id ?? "", line.root ?? "");
+    }
     return code;
   } catch (thrown) {
     log(sys, line, thrown);
@@ -65,20 +67,18 @@ function prepare(machine: Machine, line: CommandLine): boolean {
     case "run":
       return start(machine, line) && !line.lasting;
     case "delete": {
-      const receipt = line.id === undefined ? undefined : receiptPath(machine.stateDir, line.id);
-      if (receipt === undefined || machine.sys.lstat(receipt) === undefined) return false;
+      const { id = "", root } = line;
+      const receipts = new Receipts(machine.sys, machine.stateDir);
+      const receipt = receipts.head(id);
+      if (receipt?.runtimeRoot !== (root ?? "")) return false;
       // Nobody uses any more what it was given, whether or not its deletion succeeds; to wait for that is most of the cost.
-      const ended = hasEnded(machine.sys, line.root, line.id as string);
-      if (ended) release(machine, line);
+      const ended = receipt.ownPids === true && initHasEnded(machine.sys, root, id);
+      if (ended) receipts.remove(id);
       return !ended;
     }
     default:
       return false;
   }
-}
-
-function release(machine: Machine, line: CommandLine): void {
-  new Receipts(machine.sys, machine.stateDir).release(line.id ?? "", line.root ?? "");
 }
 
 /** Gives the container of a `create`, `run` or `restore` what it asks for. Whether that was anything. */
