@@ -17,6 +17,7 @@
 #include <limits.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
+#include <linux/stat.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -496,6 +497,34 @@ static JSValue sys_stat(JSContext *ctx, JSValueConst this_val, int argc, JSValue
         return JS_UNDEFINED;
     }
     return target_done(ctx, &t, error, "stat", error ? JS_UNDEFINED : stat_object(ctx, &st));
+}
+
+// treeMounted(root, path): string, the stamp of what is mounted at the path by itself; empty where nothing is, or where the
+// kernel (before Linux 5.8) does not tell
+static JSValue sys_tree_mounted(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+{
+    struct target t;
+    struct statx info;
+    struct stat st;
+    char stamp[STAMP_MAX] = "";
+    int fd, error = 0;
+
+    (void)this_val;
+    (void)argc;
+    if (target_args(ctx, argv, &t))
+        return JS_EXCEPTION;
+    fd = open_path(t.root, t.path, O_PATH, 0);
+    if (fd < 0 || syscall(SYS_statx, fd, "", AT_EMPTY_PATH, 0, &info) < 0)
+        error = errno;
+    else if (info.stx_attributes & STATX_ATTR_MOUNT_ROOT) {
+        if (fstat(fd, &st) < 0)
+            error = errno;
+        else
+            write_stamp(stamp, &st);
+    }
+    if (fd >= 0)
+        close(fd);
+    return target_done(ctx, &t, is_absent(error) ? 0 : error, "stat", JS_NewString(ctx, stamp));
 }
 
 // stamps(root, dir, names): string, the stamps of the entries, links followed, between tabs; empty for one that is gone
@@ -2064,6 +2093,7 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("treeWrite", 4, sys_tree_write),
     JS_CFUNC_DEF("treeMkdir", 3, sys_tree_mkdir),
     JS_CFUNC_DEF("treeBind", 3, sys_tree_bind),
+    JS_CFUNC_DEF("treeMounted", 2, sys_tree_mounted),
     JS_CFUNC_DEF("treeWritable", 1, sys_tree_writable),
     JS_CFUNC_DEF("lock", 1, sys_lock),
     JS_CFUNC_DEF("unlock", 1, sys_unlock),

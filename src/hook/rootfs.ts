@@ -83,12 +83,10 @@ function rootAround(sys: Sys, files: Iterable<string>): string | undefined {
   try {
     const folder = sys.cwd();
     if (folder === "/") return undefined;
-    const mounts = sys.readText("/proc/self/mountinfo", MAX);
+    const tree = sys.tree(folder);
     for (const file of files) {
-      // A name with a space stands there otherwise: it is not found.
-      if (!mounts.includes(` ${folder}${file} `)) continue;
-      const stamp = sys.under(folder).lstat(file)?.stamp;
-      return stamp !== undefined && stamp === sys.lstat(file)?.stamp ? folder : undefined;
+      const stamp = tree.mountedStamp(file);
+      if (stamp !== "") return stamp === sys.stat(file)?.stamp ? folder : undefined;
     }
   } catch (thrown) {
     if (!(thrown instanceof OsError)) throw thrown;

@@ -26,6 +26,7 @@ interface Native {
   treeWrite(root: string, path: string, bytes: string, mode: number): void;
   treeMkdir(root: string, path: string, mode: number): void;
   treeBind(root: string, source: string, path: string): void;
+  treeMounted(root: string, path: string): string;
   treeWritable(root: string): number;
   lock(path: string): number;
   unlock(fd: number): void;
@@ -87,6 +88,7 @@ function treeOf(root: string): Tree {
     writeBytes: (path, bytes, mode) => os(() => native.treeWrite(root, path, bytes, mode)),
     mkdirs: (path, mode) => makeFolders(mkdir, path, mode),
     bindOver: (source, path) => os(() => native.treeBind(root, source, path)),
+    mountedStamp: (path) => os(() => native.treeMounted(root, path)),
   };
 }
 

@@ -214,6 +214,7 @@ function treeOf(root: string): Tree {
       }),
     mkdirs: (path, mode) => makeFolders(mkdir, path, mode),
     bindOver: () => unsupported("mount"),
+    mountedStamp: () => unsupported("statx"),
   };
 }
 

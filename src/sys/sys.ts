@@ -93,6 +93,11 @@ export interface Tree extends Files {
    * @throws OsError `EINVAL` where one of them is not a regular file
    */
   bindOver(source: string, path: string): void;
+  /**
+   * The stamp (`Stat.stamp`) of what is mounted at the path by itself. Empty where it is no mount, where nothing is, and
+   * where the kernel does not tell, as before Linux 5.8.
+   */
+  mountedStamp(path: string): string;
 }
 
 /** What a program said, and how it ended. */

@@ -164,6 +164,8 @@ export class MemorySys implements Sys {
   readonly locks = new Set<string>();
 
   readonly #root: Inode;
+  /** What is mounted somewhere. */
+  readonly #mounts = new Set<Inode>();
   readonly #failures = new Map<string, string>();
   #inodes = 0;
   #callsLeft = Number.POSITIVE_INFINITY;
@@ -346,6 +348,12 @@ export class MemorySys implements Sys {
         if (place?.inode === undefined) throw new OsError("ENOENT", "mount", path);
         if (file.kind !== "file" || place.inode.kind !== "file") throw new OsError("EINVAL", "mount", path);
         place.parent.entries.set(place.name, file);
+        this.#mounts.add(file);
+      },
+      mountedStamp: (path) => {
+        call("mountedStamp", path);
+        const inode = this.#resolve(path, true, top)?.inode;
+        return inode !== undefined && this.#mounts.has(inode) ? (this.#stat(top, path, true)?.stamp ?? "") : "";
       },
     };
   }
@@ -400,6 +408,7 @@ export class MemorySys implements Sys {
     if (inode === undefined) throw new OsError("ENOENT", "open", from);
     const place = this.#parentOf(to, "open");
     this.#enter(place.parent, place.name, inode);
+    this.#mounts.add(inode);
   }
 
   now(): number {
