@@ -957,13 +957,36 @@ static const char *item_text(JSContext *ctx, JSValueConst array, int64_t i)
     return text;
 }
 
-// treeSymlinks(root, dir, [name, target, ...]): as treeSymlink, for many links of one folder, which is opened once
-static JSValue sys_tree_symlinks(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+// Whether the entry of a folder leads to something, beneath `root`, to which the folder's `path` belongs. 1 or 0, or -1 with
+// errno.
+static int leads_beneath(const char *root, const char *path, int dir, const char *name)
+{
+    struct stat st;
+    char whole[PATH_MAX];
+    int fd;
+
+    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return is_absent(errno) ? 0 : -1;
+    if (!S_ISLNK(st.st_mode))
+        return 1;
+    if ((size_t)snprintf(whole, sizeof whole, "%s/%s", path, name) >= sizeof whole) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    fd = open_path(root, whole, O_PATH, 0);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 ? 1 : is_absent(errno) || errno == ELOOP ? 0 : -1;
+}
+
+// treeLinks(root, dir, names, targets): boolean[], links of one folder, which is opened once, to entries of it, where these
+// are there; which ones are
+static JSValue sys_tree_links(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
     struct target t;
     int64_t count = 0;
     int dir;
-    JSValue result = JS_UNDEFINED;
+    JSValue result;
 
     (void)this_val;
     (void)argc;
@@ -972,25 +995,34 @@ static JSValue sys_tree_symlinks(JSContext *ctx, JSValueConst this_val, int argc
     dir = open_path(t.root, t.path, O_PATH | O_DIRECTORY, 0);
     if (dir < 0)
         return target_done(ctx, &t, errno, "open", JS_UNDEFINED);
-    for (int64_t i = 0; i + 1 < count && !JS_IsException(result); i += 2) {
+    result = JS_NewArray(ctx);
+    for (int64_t i = 0; i < count && !JS_IsException(result); i++) {
         const char *name = item_text(ctx, argv[2], i);
-        const char *link_target = name ? item_text(ctx, argv[2], i + 1) : NULL;
+        const char *link_target = name ? item_text(ctx, argv[3], i) : NULL;
+        int there = -1;
 
-        if (!link_target) {
-            result = JS_EXCEPTION;
-        } else {
-            int error = is_entry_name(name) ? symlink_at(dir, link_target, name) : EINVAL;
+        if (link_target) {
+            int error = EINVAL;
 
+            if (is_entry_name(name) && is_entry_name(link_target)) {
+                there = leads_beneath(t.root, t.path, dir, link_target);
+                error = there < 0 ? errno : there && strcmp(name, link_target) ? symlink_at(dir, link_target, name) : 0;
+            }
             if (error) {
                 char path[2 * PATH_MAX];
 
                 snprintf(path, sizeof path, "%s/%s", t.path, name);
+                JS_FreeValue(ctx, result);
                 result = fail(ctx, error, "symlink", path);
             }
             JS_FreeCString(ctx, link_target);
         }
         if (name)
             JS_FreeCString(ctx, name);
+        if (!link_target || (!JS_IsException(result) && JS_SetPropertyInt64(ctx, result, i, JS_NewBool(ctx, there)) < 0)) {
+            JS_FreeValue(ctx, result);
+            result = JS_EXCEPTION;
+        }
     }
     close(dir);
     target_free(ctx, &t);
@@ -2089,7 +2121,7 @@ static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_MAGIC_DEF("mkdir", 2, sys_path_call, CALL_MKDIR),
     JS_CFUNC_DEF("rename", 2, sys_rename),
     JS_CFUNC_DEF("treeSymlink", 3, sys_tree_symlink),
-    JS_CFUNC_DEF("treeSymlinks", 3, sys_tree_symlinks),
+    JS_CFUNC_DEF("treeLinks", 4, sys_tree_links),
     JS_CFUNC_DEF("treeWrite", 4, sys_tree_write),
     JS_CFUNC_DEF("treeMkdir", 3, sys_tree_mkdir),
     JS_CFUNC_DEF("treeBind", 3, sys_tree_bind),

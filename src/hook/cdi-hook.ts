@@ -15,7 +15,8 @@ import { Rootfs, rootfsOf } from "./rootfs.ts";
  */
 
 const USAGE =
-  "sluice cdi-hook --driver VERSION [--library PATH=SONAME]... [--link PATH=TARGET]... [--params FILE] < STATE";
+  "sluice cdi-hook --driver VERSION [--library FOLDER/FILE=SONAME[:FILE=SONAME]...]... " +
+  "[--link FOLDER/NAME=TARGET[:NAME=TARGET]...]... [--params FILE] < STATE";
 /** Other characters are in no folder of a driver's libraries, and some would mean something in ld.so.conf. */
 const FOLDER = /^\/[\w.+@~/-]*$/;
 
@@ -31,18 +32,19 @@ const LOADERS = ["/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1", "/
 
 const WRITABLE = "put a layer that can be written to over the container's file system, as engines do";
 
-/** A file of the driver in the container. */
-interface Library {
+/** Links in a folder of the container, each to a file beside it; for libraries, the names that programs ask for. */
+interface Links {
   readonly folder: string;
-  readonly file: string;
-  readonly soname: string;
+  readonly names: readonly string[];
+  readonly targets: readonly string[];
 }
 
 interface Task {
   /** The driver's version. */
   readonly driver: string;
-  readonly libraries: readonly Library[];
-  readonly links: readonly { readonly path: string; readonly target: string }[];
+  /** SONAMEs, and the driver's files. */
+  readonly libraries: readonly Links[];
+  readonly links: readonly Links[];
   /** A file of the machine to be what the container sees as the driver's parameters; or empty. */
   readonly params: string;
 }
@@ -53,52 +55,46 @@ export function cdiHook(sys: Sys): number {
     sys.err(`sluice: E_USAGE: ${task}; usage: ${USAGE}\n`);
     return EXIT.usage;
   }
-  const files = task.libraries.map(({ folder, file }) => `${folder}/${file}`);
-  const rootfs = new Rootfs(sys, rootfsOf(sys, files));
+  const rootfs = new Rootfs(sys, rootfsOf(sys, filesOf(task.libraries)));
   const { tree } = rootfs;
   const tell = (text: string): void => sys.err(printable(`sluice: ${text}`).concat("\n"));
   if (task.params !== "") hideParams(tree, task.params);
-  const libraries = present(tree, task.libraries);
-  linkLibraries(rootfs, libraries);
-  const links = makeLinks(rootfs, task.links, libraries, tell);
+  const libraries = linkLibraries(rootfs, task.libraries);
+  const links = makeLinks(rootfs, task.links, tell);
   const folders = [...new Set(libraries.map(({ folder }) => folder))].filter(isSearched);
   if (folders.length === 0) return EXIT.done;
   const newer = forwardCompatible(tree, task.driver);
   const searched = newer.length === 0 ? folders : [COMPATIBILITY, ...folders];
-  const cached = [...newer, ...cachedLibraries(tree, libraries, links, tell)];
+  const cached = [...newer, ...cachedLibraries(tree, [...libraries, ...links], tell)];
   updateCache(rootfs, cached, folders, sys, tell);
   writeConfiguration(rootfs, searched, tell);
   return EXIT.done;
 }
 
+function* filesOf(libraries: readonly Links[]): Iterable<string> {
+  for (const { folder, targets } of libraries) for (const file of targets) yield `${folder}/${file}`;
+}
+
 /** What the arguments say, or what is wrong with them. */
 function parse(args: readonly string[]): Task | string {
-  const libraries: Library[] = [];
-  const links: { path: string; target: string }[] = [];
+  const libraries: Links[] = [];
+  const links: Links[] = [];
   let driver = "";
   let params = "";
-  let folder = "/"; // the last one that was found good
   const bad = (name: string, value: string): string => `${quote(name)} ${quote(value)}`;
   for (let i = 0; i < args.length; i += 2) {
     const name = args[i] as string;
     const value = args[i + 1] ?? "";
-    if (name === "--library" || name === "--link") {
-      const equals = value.lastIndexOf("=");
-      const slash = value.lastIndexOf("/", equals);
-      const file = value.slice(slash + 1, equals);
-      const target = value.slice(equals + 1);
-      if (value.charCodeAt(0) !== SLASH || equals <= slash || file === "" || target === "") {
-        return `${bad(name, value)} is not an absolute PATH and a name, with "=" between`;
-      }
-      if (name === "--link") {
-        links.push({ path: value.slice(0, equals), target });
-      } else {
-        if (target.includes("/")) return `${bad(name, value)} has a SONAME with a slash`;
-        const place = value.slice(0, slash);
-        if (place !== folder && !FOLDER.test(place)) return `${bad(name, value)} is in a folder with an unusual name`;
-        folder = place;
-        libraries.push({ folder, file, soname: target });
-      }
+    if (name === "--library") {
+      const list = parseLinks(value, true);
+      if (list === undefined) return `${bad(name, value)} is not an absolute PATH and a name, with "=" between`;
+      if (!FOLDER.test(list.folder)) return `${bad(name, value)} is in a folder with an unusual name`;
+      if (list.names.some((soname) => soname.includes("/"))) return `${bad(name, value)} has a SONAME with a slash`;
+      libraries.push(list);
+    } else if (name === "--link") {
+      const list = parseLinks(value, false);
+      if (list === undefined) return `${bad(name, value)} is not an absolute PATH and a name, with "=" between`;
+      links.push(list);
     } else if (name === "--driver") {
       if (driver !== "" || !/^\d+(?:\.\d+)*$/.test(value)) return `${bad(name, value)} is not one version`;
       driver = value;
@@ -113,6 +109,30 @@ function parse(args: readonly string[]): Task | string {
 }
 
 const SLASH = 0x2f;
+
+/**
+ * `FOLDER/NAME=OTHER:NAME=OTHER...`, all of one folder. Many in one argument, since the runtime reads and writes them
+ * several times, and we would read each.
+ */
+function parseLinks(value: string, isLibraries: boolean): Links | undefined {
+  const items = value.split(":");
+  const [first = ""] = items;
+  const slash = first.lastIndexOf("/", first.indexOf("="));
+  if (first.charCodeAt(0) !== SLASH || slash < 0) return undefined;
+  const files: string[] = [];
+  const others: string[] = [];
+  let start = slash + 1;
+  for (let i = 0; i < items.length; i++) {
+    const item = items[i] as string;
+    const equals = item.indexOf("=", start);
+    if (equals <= start || equals + 1 === item.length) return undefined;
+    files.push(item.slice(start, equals));
+    others.push(item.slice(equals + 1));
+    start = 0;
+  }
+  const folder = value.slice(0, slash);
+  return isLibraries ? { folder, names: others, targets: files } : { folder, names: files, targets: others };
+}
 
 type Tell = (text: string) => void;
 
@@ -131,52 +151,34 @@ function hideParams(tree: Tree, params: string): void {
   }
 }
 
-/** Those libraries that were mounted: a container that asked for less than everything has some of them only. */
-function present(tree: Tree, libraries: readonly Library[]): Library[] {
-  const folders = new Map<string, Library[]>();
-  for (const library of libraries) {
-    const group = folders.get(library.folder);
-    if (group === undefined) folders.set(library.folder, [library]);
-    else group.push(library);
-  }
-  const found: Library[] = [];
-  for (const [folder, group] of folders) {
-    const stamps = stampsIn(
-      tree,
-      folder,
-      group.map(({ file }) => file),
-    );
-    for (let i = 0; i < group.length; i++) if (stamps[i]) found.push(group[i] as Library);
-  }
-  return found;
-}
-
-function stampsIn(tree: Tree, folder: string, files: readonly string[]): string[] {
-  try {
-    return tree.stamps(folder, files);
-  } catch (thrown) {
-    if (!(thrown instanceof OsError)) throw thrown;
-    if (/^(?:ENOENT|ENOTDIR|ELOOP)$/.test(thrown.code)) return [];
-    throw linkError(folder, thrown);
-  }
-}
-
-function linkLibraries(rootfs: Rootfs, libraries: readonly Library[]): void {
-  const folders = new Map<string, [name: string, target: string][]>();
-  for (const { folder, file, soname } of libraries) {
-    if (soname === file) continue;
-    const links = folders.get(folder);
-    if (links === undefined) folders.set(folder, [[soname, file]]);
-    else links.push([soname, file]);
-  }
-  for (const [folder, links] of folders) {
+/** Links those libraries that were mounted: a container that asked for less than everything has some of them only. */
+function linkLibraries(rootfs: Rootfs, libraries: readonly Links[]): Links[] {
+  return libraries.flatMap((group) => {
     try {
-      rootfs.change((tree) => tree.symlinks(folder, links));
+      return linkThere(rootfs, group);
     } catch (thrown) {
       if (!(thrown instanceof OsError)) throw thrown;
       throw linkError(thrown.path, thrown);
     }
+  });
+}
+
+/** Makes those links whose targets are there, and gives them. @throws OsError with the path of the link or the folder */
+function linkThere(rootfs: Rootfs, { folder, names, targets }: Links): Links[] {
+  let there: boolean[] = [];
+  try {
+    rootfs.change((tree) => {
+      there = tree.links(folder, names, targets);
+    });
+  } catch (thrown) {
+    if (!(thrown instanceof OsError) || thrown.path !== folder || !/^(?:ENOENT|ENOTDIR|ELOOP)$/.test(thrown.code)) {
+      throw thrown;
+    }
   }
+  if (!there.includes(true)) return [];
+  if (!there.includes(false)) return [{ folder, names, targets }];
+  const isThere = (_: string, i: number): boolean => there[i] === true;
+  return [{ folder, names: names.filter(isThere), targets: targets.filter(isThere) }];
 }
 
 function linkError(path: string, error: OsError): SluiceError {
@@ -190,30 +192,41 @@ function linkError(path: string, error: OsError): SluiceError {
   );
 }
 
-/** Makes the other links where they lead to something. Gives the names of those that stand beside a library's. */
-function makeLinks(rootfs: Rootfs, links: Task["links"], libraries: readonly Library[], tell: Tell): Library[] {
-  const byPath = new Map(libraries.map((library) => [`${library.folder}/${library.soname}`, library]));
-  const made: Library[] = [];
-  for (const { path, target } of links) {
-    const folder = path.slice(0, path.lastIndexOf("/"));
-    const end = target.charCodeAt(0) === SLASH ? target : plain(folder, target);
-    const library = byPath.get(end);
+/** Makes the other links where they lead to something. Gives those to a file beside them. */
+function makeLinks(rootfs: Rootfs, links: readonly Links[], tell: Tell): Links[] {
+  const made: Links[] = [];
+  for (const group of links) {
+    const { folder, names, targets } = group;
+    const beside = !targets.some((target) => target.includes("/"));
     try {
-      if (library === undefined && rootfs.tree.stat(end) === undefined) continue;
-      rootfs.change((tree) => {
-        if (folder !== library?.folder && tree.stat(folder) === undefined) tree.mkdirs(folder, 0o755);
-        tree.symlink(target, path);
-      });
+      if (beside) {
+        made.push(...linkThere(rootfs, group));
+        continue;
+      }
     } catch (thrown) {
-      if (!(thrown instanceof OsError)) throw thrown;
-      tell(`${quote(path)} is not linked: ${reasonOf(thrown)}`);
-      continue;
+      if (!(thrown instanceof OsError)) throw thrown; // one of them: which, is found below
     }
-    if (library !== undefined && folder === library.folder) {
-      made.push({ folder, file: library.file, soname: path.slice(folder.length + 1) });
+    for (let i = 0; i < names.length; i++) {
+      const [name, target] = [names[i] as string, targets[i] as string];
+      try {
+        if (makeLink(rootfs, folder, name, target) && beside) made.push({ folder, names: [name], targets: [target] });
+      } catch (thrown) {
+        if (!(thrown instanceof OsError)) throw thrown;
+        tell(`${quote(`${folder}/${name}`)} is not linked: ${reasonOf(thrown)}`);
+      }
     }
   }
   return made;
+}
+
+function makeLink(rootfs: Rootfs, folder: string, name: string, target: string): boolean {
+  const end = target.charCodeAt(0) === SLASH ? target : plain(folder, target);
+  if (rootfs.tree.stat(end) === undefined) return false;
+  rootfs.change((tree) => {
+    if (tree.stat(folder) === undefined) tree.mkdirs(folder, 0o755);
+    tree.symlink(target, `${folder}/${name}`);
+  });
+  return true;
 }
 
 /** Where a link in a folder leads, as text: a folder on the way need not be there yet. */
@@ -258,13 +271,14 @@ function namesIn(tree: Tree, folder: string): string[] {
   }
 }
 
-function cachedLibraries(tree: Tree, found: readonly Library[], links: readonly Library[], tell: Tell) {
+function cachedLibraries(tree: Tree, libraries: readonly Links[], tell: Tell): CachedLibrary[] {
   const cached: CachedLibrary[] = [];
-  for (const libraries of [found, links]) {
-    for (const { folder, file, soname } of libraries) {
-      if (!isSearched(folder)) continue;
-      const path = `${folder}/${soname}`;
-      const flags = multiarchFlags(folder) ?? flagsOf(tree, `${folder}/${file}`);
+  for (const { folder, names } of libraries) {
+    if (!isSearched(folder)) continue;
+    const known = multiarchFlags(folder);
+    for (let i = 0; i < names.length; i++) {
+      const path = `${folder}/${names[i]}`;
+      const flags = known ?? flagsOf(tree, path);
       if (flags === undefined) tell(`${quote(path)} is not in ${CACHE}: it is no library of a known processor`);
       else cached.push({ path, flags });
     }

@@ -269,6 +269,12 @@ function socketMount(draft: Draft, path: string): Mount {
   return { hostPath: path, containerPath: path, type: "bind", options: SOCKET };
 }
 
+interface Link {
+  readonly folder: string;
+  readonly name: string;
+  readonly target: string;
+}
+
 /**
  * The one process that we start in a container's creation: it links the libraries to the names that programs load, and
  * writes them into the loader's cache, which a mount could only replace. It has an environment of its own: without one,
@@ -276,18 +282,32 @@ function socketMount(draft: Draft, path: string): Mount {
  */
 function hook(path: string, params: string, driver: Driver, libraries: readonly Delivered[]): Hook {
   const args = ["sluice", "cdi-hook", "--driver", driver.version];
-  for (const { path: file, library } of libraries) args.push("--library", `${file}=${library.soname}`);
-  for (const library of libraries) {
-    for (const [name, target] of library.links()) {
-      if (name !== library.library.soname) args.push("--link", `${library.folder}/${name}=${target}`);
+  /** One argument for each folder, as short as can be: the runtime, too, reads and writes it several times. */
+  const add = (option: string, links: readonly Link[]): void => {
+    const groups = new Map<string, string[]>();
+    for (const { folder, name, target } of links) {
+      groups.set(folder, [...(groups.get(folder) ?? []), `${name}=${target}`]);
     }
-  }
-  const glx = libraries.filter(({ stem }) => stem === "libGLX_nvidia");
-  for (const { folder, library } of glx) args.push("--link", `${folder}/libGLX_indirect.so.0=${library.soname}`);
-  const allocators = libraries.filter(({ stem }) => stem === "libnvidia-allocator");
-  for (const { folder, library } of allocators) {
-    args.push("--link", `${folder}/gbm/nvidia-drm_gbm.so=../${library.soname}`);
-  }
+    for (const [folder, group] of groups) args.push(option, `${folder}/${group.join(":")}`);
+  };
+  add(
+    "--library",
+    libraries.map(({ folder, file, library }) => ({ folder, name: file, target: library.soname })),
+  );
+  const development = libraries.flatMap((library) =>
+    library
+      .links()
+      .filter(([name]) => name !== library.library.soname)
+      .map(([name, target]) => ({ folder: library.folder, name, target })),
+  );
+  const of = (stem: string) => libraries.filter((library) => library.stem === stem);
+  const glx = of("libGLX_nvidia").map(({ folder, library }) => {
+    return { folder, name: "libGLX_indirect.so.0", target: library.soname };
+  });
+  const allocators = of("libnvidia-allocator").map(({ folder, library }) => {
+    return { folder: `${folder}/gbm`, name: "nvidia-drm_gbm.so", target: `../${library.soname}` };
+  });
+  add("--link", [...development, ...glx, ...allocators]);
   if (params !== "") args.push("--params", params);
   return { hookName: "createContainer", path, args, env: ["LC_ALL=C"], timeout: 10 };
 }

@@ -168,6 +168,9 @@ function cachedFolders(look: Look): string[] {
   return [...new Set(paths.map((path) => path.slice(0, path.lastIndexOf("/"))))];
 }
 
+/** Without the characters that part names in the arguments of our hook. */
+const LIBRARY = /^lib[\w.+-]+$/;
+
 /** The versions of libcuda in a folder: `libcuda.so.580.65.06`. */
 function versionsIn(look: Look, folder: string): string[] {
   return look.names(folder).flatMap((name) => /^libcuda\.so\.(\d+\.[\d.]+)$/.exec(name)?.[1] ?? []);
@@ -175,19 +178,20 @@ function versionsIn(look: Look, folder: string): string[] {
 
 function librariesIn(look: Look, folder: string, version: string): DriverLibrary[] {
   return look.names(folder).flatMap((name): DriverLibrary[] => {
-    const isVersioned = /^lib[\w.+-]+$/.test(name) && name.endsWith(`.so.${version}`);
+    const isVersioned = LIBRARY.test(name) && name.endsWith(`.so.${version}`);
     if (!isVersioned && !OWN_VERSION.test(name)) return [];
     const path = `${folder}/${name}`;
     const stem = name.slice("lib".length, name.indexOf(".so."));
     // A link to a neighbour, as libnvidia-egl-gbm.so.1 to .so.1.1.2: that is found by itself.
     if (look.link(path)?.includes("/") === false) return [];
     const elf = readElf(look.files, path);
-    if (elf === undefined) {
+    const soname = elf?.soname ?? name;
+    if (elf === undefined || !LIBRARY.test(soname)) {
       look.note(path, "it is not a library that can be read");
       return [];
     }
     const capability = elf.bits === 32 ? "compat32" : (CAPABILITY_OF.get(stem) ?? "graphics");
-    return [{ path, soname: elf.soname ?? name, bits: elf.bits, machine: elf.machine, capability }];
+    return [{ path, soname, bits: elf.bits, machine: elf.machine, capability }];
   });
 }
 

@@ -22,7 +22,7 @@ interface Native {
   mkdir(path: string, mode: number): void;
   rename(from: string, to: string): void;
   treeSymlink(root: string, target: string, path: string): void;
-  treeSymlinks(root: string, dir: string, links: readonly string[]): void;
+  treeLinks(root: string, dir: string, names: readonly string[], targets: readonly string[]): boolean[];
   treeWrite(root: string, path: string, bytes: string, mode: number): void;
   treeMkdir(root: string, path: string, mode: number): void;
   treeBind(root: string, source: string, path: string): void;
@@ -84,7 +84,7 @@ function treeOf(root: string): Tree {
   return {
     ...filesUnder(root),
     symlink: (target, path) => os(() => native.treeSymlink(root, target, path)),
-    symlinks: (dir, links) => os(() => native.treeSymlinks(root, dir, links.flat())),
+    links: (dir, names, targets) => os(() => native.treeLinks(root, dir, names, targets)),
     writeBytes: (path, bytes, mode) => os(() => native.treeWrite(root, path, bytes, mode)),
     mkdirs: (path, mode) => makeFolders(mkdir, path, mode),
     bindOver: (source, path) => os(() => native.treeBind(root, source, path)),

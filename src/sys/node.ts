@@ -154,6 +154,10 @@ function filesUnder(root: string | undefined): Files {
   };
 }
 
+function isEntryName(name: string): boolean {
+  return !/^\.{0,2}$|\//.test(name);
+}
+
 /** Makes something beside `place`, and puts it there in one step. */
 function replace(place: string, make: (draft: string) => void): void {
   const draft = `${place.slice(0, place.lastIndexOf("/"))}/.sluice-${randomBytes(8).toString("hex")}`;
@@ -182,10 +186,11 @@ function treeOf(root: string): Tree {
       if (old?.isSymbolicLink() && fs.readlinkSync(place) === target) return;
       replace(place, (draft) => fs.symlinkSync(target, draft));
     });
+  const files = filesUnder(root);
   return {
-    ...filesUnder(root),
+    ...files,
     symlink,
-    symlinks: (dir, links) => {
+    links: (dir, names, targets) => {
       const under = (path: string, make: () => void): void => {
         try {
           os(make);
@@ -194,12 +199,16 @@ function treeOf(root: string): Tree {
         }
       };
       under(dir, () => fs.readdirSync(resolveIn(root, dir, true)));
-      for (const [name, target] of links) {
+      return names.map((name, i) => {
+        const target = targets[i] ?? "";
+        let there = false;
         under(`${dir}/${name}`, () => {
-          if (name.includes("/")) throw new OsError("EINVAL", "symlink", name);
-          symlink(target, `${dir}/${name}`);
+          if (![name, target].every(isEntryName)) throw new OsError("EINVAL", "symlink", name);
+          there = files.stamps(dir, [target])[0] !== "";
+          if (there && name !== target) symlink(target, `${dir}/${name}`);
         });
-      }
+        return there;
+      });
     },
     writeBytes: (path, bytes, mode) =>
       os(() => {

@@ -75,10 +75,12 @@ export interface Tree extends Files {
    */
   symlink(target: string, path: string): void;
   /**
-   * As `symlink`, for many links of one folder, each a name and a target. Those before one that fails are made.
-   * @throws OsError with the path of the link, `EINVAL` where a name is none of an entry; or of the folder
+   * As `symlink`, for many links of one folder to entries of the same folder: those whose target is there. A target that
+   * has the link's own name stays as it is. Those before one that fails are made.
+   * @returns of each target whether it is there, links followed
+   * @throws OsError with the path of the link, `EINVAL` where it or its target is no name of an entry; or of the folder
    */
-  symlinks(dir: string, links: readonly (readonly [name: string, target: string])[]): void;
+  links(dir: string, names: readonly string[], targets: readonly string[]): boolean[];
   /**
    * A file of these bytes (one character a byte), in place of a file or a link, in one step. It has the owner and mode of
    * the file that it replaces, else `mode`.

@@ -319,12 +319,16 @@ export class MemorySys implements Sys {
     return {
       ...files,
       symlink,
-      symlinks: (dir, links) => {
+      links: (dir, names, targets) => {
         if (files.stat(dir)?.kind !== "dir") throw new OsError("ENOENT", "open", dir);
-        for (const [linkName, target] of links) {
-          if (linkName.includes("/")) throw new OsError("EINVAL", "symlink", `${dir}/${linkName}`);
-          symlink(target, `${dir}/${linkName}`);
-        }
+        return names.map((linkName, i) => {
+          const target = targets[i] ?? "";
+          if (linkName.includes("/") || target.includes("/"))
+            throw new OsError("EINVAL", "symlink", `${dir}/${linkName}`);
+          const there = this.#stat(top, `${dir}/${target}`, true) !== undefined;
+          if (there && linkName !== target) symlink(target, `${dir}/${linkName}`);
+          return there;
+        });
       },
       writeBytes: (path, bytes, mode) => {
         call("writeBytes", path);

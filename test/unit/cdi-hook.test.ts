@@ -133,6 +133,39 @@ test("a library that was not mounted is neither linked nor cached, and a contain
   assert.equal(none.count("writeBytes") + none.count("symlink") + none.count("mkdirs"), 0);
 });
 
+test("libraries and links of one folder may stand in one argument", () => {
+  const image = { ...IMAGE, [`${LIB}/libnvidia-ml.so.580.65.06`]: ELF };
+  const sys = container(image, [
+    ...DRIVER,
+    ...[
+      "--library",
+      `${LIB}/libcuda.so.580.65.06=libcuda.so.1:libgone.so.580.65.06=libgone.so.1:libnvidia-ml.so.580.65.06=libnvidia-ml.so.1`,
+    ],
+    ...["--link", `${LIB}/libcuda.so=libcuda.so.1:libgone.so=libgone.so.1:libnvidia-ml.so=libnvidia-ml.so.1`],
+  ]);
+  assert.equal(succeed(sys), "");
+  assert.equal(linkAt(sys, `${LIB}/libnvidia-ml.so.1`), "libnvidia-ml.so.580.65.06");
+  assert.equal(linkAt(sys, `${LIB}/libnvidia-ml.so`), "libnvidia-ml.so.1");
+  const names = cached(sys).map((entry) => entry.split(" ")[0]);
+  assert.deepEqual(names, ["libnvidia-ml.so.1", "libnvidia-ml.so", "libcuda.so.1", "libcuda.so", "libc.so.6"]);
+  assert.deepEqual(
+    sys.names(ROOT + LIB).filter((name) => name.includes("gone")),
+    [],
+  );
+});
+
+test("of several links those that cannot be made are told, and the others made", () => {
+  const sys = container(IMAGE, [...CUDA, "--link", `${LIB}/a.so=libcuda.so.1:b.so=libcuda.so.1:c.so=libcuda.so.1`]);
+  sys.fail("symlink", `${ROOT}:${LIB}/b.so`, "EACCES");
+  assert.match(succeed(sys), /^sluice: [^\n]*\/b\.so" is not linked: [^\n]*EACCES\n$/);
+  assert.deepEqual(
+    cached(sys)
+      .map((entry) => entry.split(" ")[0])
+      .filter((name) => name !== "libc.so.6"),
+    ["libcuda.so.1", "c.so", "a.so"],
+  );
+});
+
 test("a library whose file has its SONAME needs no link, and is cached", () => {
   const sys = container({ ...IMAGE, [`${LIB}/libnvidia-api.so.1`]: ELF }, [
     ...DRIVER,

@@ -359,38 +359,40 @@ test("in another tree a link is made, kept where it is right, and put in place o
   );
 });
 
-test("in another tree many links of a folder are made at once, up to one that fails", () => {
+test("in another tree the links of a folder are made at once, those that lead to something, up to one that fails", () => {
   const dir = folder("tree-links");
   const tree = sys.tree(dir);
   tree.mkdirs("/lib/folder", 0o755);
   tree.symlink("lib", "/way");
-  tree.writeBytes("/lib/file", "x", 0o644);
+  for (const name of ["a", "b", "file", "right"]) tree.writeBytes(`/lib/${name}`, name, 0o644);
   tree.symlink("right", "/lib/kept");
+  tree.symlink("/lib/a", "/lib/absolute");
+  tree.symlink("/etc/passwd", "/lib/nowhere");
+  tree.symlink("loop", "/lib/loop");
   const kept = tree.lstat("/lib/kept")?.stamp;
-  tree.symlinks("/way", [
-    ["new", "a"],
-    ["file", "b"],
-    ["kept", "right"],
-  ]);
+  const names = ["new", "file", "kept", "a", "none", "way", "passwd", "round"];
+  const targets = ["a", "b", "right", "a", "missing", "absolute", "nowhere", "loop"];
+  assert.deepEqual(tree.links("/way", names, targets), [true, true, true, true, false, true, false, false]);
   assert.deepEqual(
-    ["new", "file", "kept"].map((name) => tree.readLink(`/lib/${name}`)),
-    ["a", "b", "right"],
+    ["new", "file", "kept", "way"].map((name) => tree.readLink(`/lib/${name}`)),
+    ["a", "b", "right", "absolute"],
   );
   assert.equal(tree.lstat("/lib/kept")?.stamp, kept);
+  assert.equal(tree.readText("/lib/a", 9), "a");
   const failing = [
-    ["one", "1"],
-    ["folder", "2"],
-    ["two", "3"],
+    ["one", "folder", "two"],
+    ["a", "a", "a"],
   ] as const;
-  assert.throws(() => tree.symlinks("/lib", failing), { code: "EISDIR", path: "/lib/folder" });
+  assert.throws(() => tree.links("/lib", ...failing), { code: "EISDIR", path: "/lib/folder" });
   for (const name of ["", ".", "..", "folder/x", "../x"]) {
-    assert.throws(() => tree.symlinks("/lib", [[name, "x"]]), { name: "OsError", code: "EINVAL" }, name);
+    assert.throws(() => tree.links("/lib", [name], ["a"]), { name: "OsError", code: "EINVAL" }, name);
+    assert.throws(() => tree.links("/lib", ["x"], [name]), { name: "OsError", code: "EINVAL" }, name);
   }
-  assert.throws(() => tree.symlinks("/none", [["x", "x"]]), { code: "ENOENT", path: "/none" });
-  assert.throws(() => tree.symlinks("/lib/file/x", [["x", "x"]]), { name: "OsError" });
+  assert.throws(() => tree.links("/none", ["x"], ["x"]), { code: "ENOENT", path: "/none" });
+  assert.throws(() => tree.links("/lib/file/x", ["x"], ["x"]), { name: "OsError" });
   assert.deepEqual(
     tree.list("/lib")?.map((entry) => entry.name),
-    ["file", "folder", "kept", "new", "one"],
+    ["a", "absolute", "b", "file", "folder", "kept", "loop", "new", "nowhere", "one", "right", "way"],
   );
   assert.deepEqual(
     tree.list("/")?.map((entry) => entry.name),
