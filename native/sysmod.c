@@ -1915,8 +1915,6 @@ static JSValue sys_json_parts(JSContext *ctx, JSValueConst this_val, int argc, J
     return result;
 }
 
-#define CACHE_ENTRY 24
-
 static uint32_t get_le32(const unsigned char *at)
 {
     return at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
@@ -1928,87 +1926,301 @@ static void put_le32(unsigned char *at, uint32_t value)
         at[i] = (unsigned char)(value >> 8 * i);
 }
 
-// Numbers of more digits would need another form of their first character; no name of a file has so many.
-#define DIGITS_MAX 0xFFF
+#define CACHE_HEADER 48
+#define CACHE_ENTRY 24
+#define CACHE_NAME_MAX 256
 
-// cacheKey(name): the name with each number as a character from U+8000 on that says how many digits it has, and those
-// digits, without zeros before them
-static JSValue sys_cache_key(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+// A library for a loader's cache.
+struct library {
+    const char *path, *name;
+    size_t length; // of the path
+    uint32_t flags;
+    int64_t number;
+};
+
+// Libraries of one name, and which entries have that name.
+struct group {
+    const struct library *libraries;
+    size_t count;
+    int64_t from, to;
+};
+
+// A loader's cache from its header on.
+struct cache {
+    const unsigned char *bytes;
+    size_t size;
+    int64_t count;
+};
+
+// The order of names in the cache, where the greatest comes first (glibc's _dl_cache_libcmp): digits by their number and
+// behind everything else.
+static int compare_names(const char *a, const char *a_end, const char *b, const char *b_end)
 {
-    size_t length, used = 0;
-    const char *name = JS_ToCStringLen(ctx, &length, argv[0]);
-    char *key;
-    JSValue result;
+    while (a < a_end && b < b_end) {
+        int a_number = *a >= '0' && *a <= '9', b_number = *b >= '0' && *b <= '9';
+        const char *a_first, *b_first;
 
-    (void)this_val;
-    (void)argc;
-    if (!name)
-        return JS_EXCEPTION;
-    key = js_malloc(ctx, 4 * length + 1);
-    if (!key) {
-        JS_FreeCString(ctx, name);
-        return JS_EXCEPTION;
-    }
-    for (size_t i = 0; i < length;) {
-        size_t first = i, digits;
-
-        while (i < length && name[i] >= '0' && name[i] <= '9')
-            i++;
-        if (i == first) {
-            key[used++] = name[i++];
+        if (a_number != b_number)
+            return a_number - b_number;
+        if (!a_number) {
+            if (*a != *b)
+                return (unsigned char)*a - (unsigned char)*b;
+            a++;
+            b++;
             continue;
         }
-        while (first < i && name[first] == '0')
-            first++;
-        digits = i - first < DIGITS_MAX ? i - first : DIGITS_MAX;
-        key[used++] = (char)0xE8;
-        key[used++] = (char)(0x80 | digits >> 6);
-        key[used++] = (char)(0x80 | (digits & 0x3F));
-        memcpy(key + used, name + first, i - first);
-        used += i - first;
+        while (a < a_end && *a == '0')
+            a++;
+        while (b < b_end && *b == '0')
+            b++;
+        for (a_first = a; a < a_end && *a >= '0' && *a <= '9';)
+            a++;
+        for (b_first = b; b < b_end && *b >= '0' && *b <= '9';)
+            b++;
+        if (a - a_first != b - b_first)
+            return a - a_first < b - b_first ? -1 : 1;
+        for (; a_first < a; a_first++, b_first++)
+            if (*a_first != *b_first)
+                return *a_first - *b_first;
     }
-    result = JS_NewStringLen(ctx, key, used);
-    js_free(ctx, key);
-    JS_FreeCString(ctx, name);
+    return (a < a_end) - (b < b_end);
+}
+
+// In the cache's order; those of one name by their flags, and then as they were given.
+static int compare_libraries(const void *one, const void *other)
+{
+    const struct library *a = one, *b = other;
+    int names = compare_names(b->name, b->path + b->length, a->name, a->path + a->length);
+
+    if (names)
+        return names;
+    if (a->flags != b->flags)
+        return a->flags < b->flags ? 1 : -1;
+    return a->number < b->number ? -1 : 1;
+}
+
+static const unsigned char *entry_at(const struct cache *cache, int64_t number)
+{
+    return cache->bytes + CACHE_HEADER + CACHE_ENTRY * number;
+}
+
+// How an entry's name compares with a library's.
+static int compare_entry(const struct cache *cache, int64_t number, const struct library *library)
+{
+    size_t at = get_le32(entry_at(cache, number) + 4);
+    size_t left = at < cache->size ? cache->size - at : 0;
+    const char *name = (const char *)cache->bytes + (left ? at : 0);
+
+    return compare_names(name, name + strnlen(name, left < CACHE_NAME_MAX ? left : CACHE_NAME_MAX), library->name,
+                         library->path + library->length);
+}
+
+static int is_library(const struct cache *cache, int64_t number, const struct library *library)
+{
+    const unsigned char *entry = entry_at(cache, number);
+    size_t path = get_le32(entry + 8);
+
+    return get_le32(entry) == library->flags && !get_le32(entry + 16) && !get_le32(entry + 20) && path < cache->size &&
+           library->length < cache->size - path && !memcmp(cache->bytes + path, library->path, library->length + 1);
+}
+
+static int is_of_group(const struct cache *cache, int64_t number, const struct group *group)
+{
+    for (size_t i = 0; i < group->count; i++)
+        if (is_library(cache, number, &group->libraries[i]))
+            return 1;
+    return 0;
+}
+
+// The first entry from `start` on whose name does not sort before the library's. It looks near the start first.
+static int64_t first_entry(const struct cache *cache, const struct library *library, int64_t start)
+{
+    int64_t low = start, high = start;
+
+    for (int64_t step = 1; high < cache->count && compare_entry(cache, high, library) > 0; step *= 2) {
+        low = high + 1;
+        high += step;
+    }
+    if (high > cache->count)
+        high = cache->count;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+
+        if (compare_entry(cache, middle, library) > 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+// Puts sorted libraries into groups, without those whose entries are there. Their number.
+static size_t group_libraries(const struct cache *cache, const struct library *list, size_t count, struct group *groups)
+{
+    size_t used = 0;
+    int64_t searched = 0;
+
+    for (size_t i = 0, next; i < count; i = next) {
+        struct group group = {&list[i], 1, first_entry(cache, &list[i], searched), 0};
+        int there;
+
+        for (next = i + 1; next < count && !compare_names(list[next].name, list[next].path + list[next].length,
+                                                          list[i].name, list[i].path + list[i].length);)
+            next++;
+        group.count = next - i;
+        for (group.to = group.from; group.to < cache->count && !compare_entry(cache, group.to, &list[i]);)
+            group.to++;
+        searched = group.to;
+        there = (int64_t)group.count <= group.to - group.from;
+        for (size_t k = 0; k < group.count && there; k++)
+            there = is_library(cache, group.from + (int64_t)k, &group.libraries[k]);
+        if (!there)
+            groups[used++] = group;
+    }
+    return used;
+}
+
+static unsigned char *put_entry(unsigned char *at, uint32_t flags, size_t name, size_t path)
+{
+    memset(at, 0, CACHE_ENTRY);
+    put_le32(at, flags);
+    put_le32(at + 4, (uint32_t)name);
+    put_le32(at + 8, (uint32_t)path);
+    return at + CACHE_ENTRY;
+}
+
+// Entries for strings that have moved. Where they end, or NULL where one's are not behind all entries.
+static unsigned char *put_moved(unsigned char *at, const struct cache *cache, int64_t from, int64_t to, size_t moved)
+{
+    size_t low = (size_t)(entry_at(cache, cache->count) - cache->bytes);
+
+    for (int64_t i = from; i < to; i++, at += CACHE_ENTRY) {
+        size_t name = get_le32(entry_at(cache, i) + 4), path = get_le32(entry_at(cache, i) + 8);
+
+        if (name < low || path < low || name >= cache->size || path >= cache->size)
+            return NULL;
+        memcpy(at, entry_at(cache, i), CACHE_ENTRY);
+        put_le32(at + 4, (uint32_t)(name + moved));
+        put_le32(at + 8, (uint32_t)(path + moved));
+    }
+    return at;
+}
+
+// [count, bytes of strings, text]; undefined for a cache that is none.
+static JSValue add_groups(JSContext *ctx, const struct cache *cache, const struct group *groups, size_t used)
+{
+    int64_t count = cache->count, copied = 0;
+    size_t strings = 0, string, moved;
+    unsigned char *text, *at, *end;
+    JSValue result = JS_UNDEFINED, parts[3];
+
+    for (size_t g = 0; g < used; g++) {
+        for (int64_t i = groups[g].from; i < groups[g].to; i++)
+            count -= is_of_group(cache, i, &groups[g]);
+        count += (int64_t)groups[g].count;
+        for (size_t i = 0; i < groups[g].count; i++)
+            strings += groups[g].libraries[i].length + 1;
+    }
+    strings = (strings + 3) / 4 * 4; // the extensions are aligned to four bytes
+    moved = (size_t)(CACHE_ENTRY * (count - cache->count)) + strings;
+    text = js_calloc(ctx, 1, CACHE_ENTRY * (size_t)count + strings + 1);
+    if (!text)
+        return JS_EXCEPTION;
+    at = text;
+    end = text + CACHE_ENTRY * count;
+    string = 0;
+    for (size_t g = 0; g < used && at; g++) {
+        const struct group *group = &groups[g];
+
+        at = put_moved(at, cache, copied, group->from, moved);
+        for (size_t i = 0; i < group->count && at; i++) {
+            const struct library *library = &group->libraries[i];
+            size_t path = CACHE_HEADER + CACHE_ENTRY * (size_t)count + string;
+
+            at = put_entry(at, library->flags, path + (size_t)(library->name - library->path), path);
+            memcpy(end + string, library->path, library->length + 1);
+            string += library->length + 1;
+        }
+        copied = group->to;
+        for (int64_t i = group->from; i < group->to && at; i++) {
+            unsigned char entry[CACHE_ENTRY];
+
+            if (!is_of_group(cache, i, group))
+                at = put_moved(at, cache, i, i + 1, moved);
+            else if (!put_moved(entry, cache, i, i + 1, moved))
+                at = NULL;
+        }
+    }
+    if (used == 0 || (at && put_moved(at, cache, copied, cache->count, moved))) {
+        parts[0] = JS_NewInt64(ctx, count);
+        parts[1] = JS_NewInt64(ctx, (int64_t)strings);
+        parts[2] = byte_string(ctx, text, used ? CACHE_ENTRY * (size_t)count + strings : 0);
+        result = JS_NewArrayFrom(ctx, 3, parts);
+    }
+    js_free(ctx, text);
     return result;
 }
 
-// movedEntries(entries, low, high, moved): entries of a loader's cache with their two offsets moved; undefined where one
-// is not in the range
-static JSValue sys_moved_entries(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
+// addCached(bytes, count, [{path, flags}, ...]): [count, bytes of strings, text], as Sys.addCached; undefined for a cache
+// that is none
+static JSValue sys_add_cached(JSContext *ctx, JSValueConst this_val, int argc, JSValueConst *argv)
 {
-    int64_t low, high, moved;
+    struct cache cache;
+    int64_t wanted, taken = 0;
     size_t length;
     ssize_t size;
     const char *text;
-    unsigned char *bytes;
-    int bad;
-    JSValue result = JS_UNDEFINED;
+    unsigned char *bytes = NULL;
+    struct library *list = NULL;
+    struct group *groups = NULL;
+    JSValue result = JS_EXCEPTION;
 
     (void)this_val;
     (void)argc;
-    if (JS_ToInt64(ctx, &low, argv[1]) || JS_ToInt64(ctx, &high, argv[2]) || JS_ToInt64(ctx, &moved, argv[3]) ||
+    if (JS_ToInt64(ctx, &cache.count, argv[1]) || JS_GetLength(ctx, argv[2], &wanted) ||
         !(text = JS_ToCStringLen(ctx, &length, argv[0])))
         return JS_EXCEPTION;
     bytes = js_malloc(ctx, length + 1);
-    if (!bytes) {
-        JS_FreeCString(ctx, text);
-        return JS_EXCEPTION;
-    }
+    list = js_malloc(ctx, (size_t)(wanted + 1) * sizeof *list);
+    groups = js_malloc(ctx, (size_t)(wanted + 1) * sizeof *groups);
+    if (!bytes || !list || !groups)
+        goto done;
     memcpy(bytes, text, length);
-    JS_FreeCString(ctx, text);
-    size = bytes_of((char *)bytes, length);
-    bad = size < 0 || size % CACHE_ENTRY != 0;
-    for (ssize_t at = 0; at < size && !bad; at += CACHE_ENTRY) {
-        int64_t name = get_le32(bytes + at + 4), path = get_le32(bytes + at + 8);
+    for (; taken < wanted; taken++) {
+        struct library *library = &list[taken];
+        JSValue item = JS_GetPropertyInt64(ctx, argv[2], taken);
+        JSValue path = JS_GetPropertyStr(ctx, item, "path"), flags = JS_GetPropertyStr(ctx, item, "flags");
+        int bad = JS_ToUint32(ctx, &library->flags, flags) || !(library->path = text_arg(ctx, path));
 
-        bad = name < low || path < low || name >= high || path >= high;
-        put_le32(bytes + at + 4, (uint32_t)(name + moved));
-        put_le32(bytes + at + 8, (uint32_t)(path + moved));
+        JS_FreeValue(ctx, flags);
+        JS_FreeValue(ctx, path);
+        JS_FreeValue(ctx, item);
+        if (bad)
+            goto done;
+        library->name = strrchr(library->path, '/');
+        library->name = library->name ? library->name + 1 : library->path;
+        library->length = strlen(library->path);
+        library->number = taken;
     }
-    if (!bad)
-        result = byte_string(ctx, bytes, (size_t)size);
+    size = bytes_of((char *)bytes, length);
+    if (size < CACHE_HEADER || cache.count < 0 || cache.count > (size - CACHE_HEADER) / CACHE_ENTRY) {
+        result = JS_UNDEFINED;
+    } else {
+        size_t used;
+
+        cache.bytes = bytes;
+        cache.size = (size_t)size;
+        qsort(list, (size_t)wanted, sizeof *list, compare_libraries);
+        used = group_libraries(&cache, list, (size_t)wanted, groups);
+        result = add_groups(ctx, &cache, groups, used);
+    }
+done:
+    while (taken > 0)
+        JS_FreeCString(ctx, list[--taken].path);
+    js_free(ctx, groups);
+    js_free(ctx, list);
     js_free(ctx, bytes);
+    JS_FreeCString(ctx, text);
     return result;
 }
 
@@ -2104,8 +2316,7 @@ static JSValue sys_sha256(JSContext *ctx, JSValueConst this_val, int argc, JSVal
 static const JSCFunctionListEntry functions[] = {
     JS_CFUNC_DEF("jsonEnd", 2, sys_json_end),
     JS_CFUNC_DEF("jsonParts", 2, sys_json_parts),
-    JS_CFUNC_DEF("cacheKey", 1, sys_cache_key),
-    JS_CFUNC_DEF("movedEntries", 4, sys_moved_entries),
+    JS_CFUNC_DEF("addCached", 3, sys_add_cached),
     JS_CFUNC_DEF("sha256", 1, sys_sha256),
     JS_CFUNC_DEF("readText", 3, sys_read_text),
     JS_CFUNC_DEF("readBytes", 4, sys_read_bytes),

@@ -1,5 +1,5 @@
 import { readElfHeader } from "../host/elf.ts";
-import { addToLdCache, type CachedLibrary, cacheFlags, type Fast } from "../host/ld-cache.ts";
+import { addToLdCache, type CachedLibrary, cacheFlags } from "../host/ld-cache.ts";
 import { OsError, printable, quote, reasonOf, SluiceError } from "../sys/error.ts";
 import { EXIT } from "../sys/exit.ts";
 import type { Sys, Tree } from "../sys/sys.ts";
@@ -305,15 +305,16 @@ function updateCache(
   rootfs: Rootfs,
   libraries: readonly CachedLibrary[],
   folders: readonly string[],
-  fast: Fast,
+  sys: Sys,
   tell: Tell,
 ): void {
   const { tree } = rootfs;
+  const { addCached } = sys;
   const old = readCache(tree, tell);
   if (old === undefined && !LOADERS.some((loader) => isThere(tree, loader))) return;
-  const added = addToLdCache(old ?? "", libraries, fast);
+  const added = addToLdCache(old ?? "", libraries, addCached);
   if (added === undefined) tell(`the image's ${CACHE} is damaged, and is replaced`);
-  const text = added ?? addToLdCache("", libraries, fast);
+  const text = added ?? addToLdCache("", libraries, addCached);
   if (text === undefined || text === old) return;
   try {
     rootfs.change((writable) => {

@@ -1,4 +1,4 @@
-import type { Sys } from "../sys/sys.ts";
+import type { Added, Sys } from "../sys/sys.ts";
 
 /**
  * The cache of glibc's loader, /etc/ld.so.cache: which file to load for a name. Format and order are those of glibc's
@@ -52,14 +52,12 @@ export function cacheFlags(machine: number, bits: 32 | 64): number | undefined {
 
 /** The libraries that a cache names, each with the name that it is asked for; `undefined` where it is none. */
 export function parseLdCache(text: string): (CachedLibrary & { readonly name: string })[] | undefined {
-  const cache = open(text, {});
-  if (cache === undefined) return undefined;
-  const strings = HEADER + ENTRY * cache.count;
-  if (movedEntries(cache.bytes.slice(HEADER, strings), strings, cache.bytes.length, 0) === undefined) return undefined;
+  const cache = open(text);
+  if (cache === undefined || movedEntries(cache.bytes, cache.count, 0) === undefined) return undefined;
   return Array.from({ length: cache.count }, (_, i) => {
     const at = HEADER + ENTRY * i;
     const flags = u32(cache.bytes, at);
-    return { name: nameAt(cache, i), path: stringAt(cache.bytes, at + 8, MAX_PATH), flags };
+    return { name: nameAt(cache.bytes, i), path: stringAt(cache.bytes, at + 8, MAX_PATH), flags };
   });
 }
 
@@ -68,27 +66,34 @@ export function parseLdCache(text: string): (CachedLibrary & { readonly name: st
  * Earlier ones of `libraries` come before later ones. One that has them already is given as it is.
  *
  * @param text of one character a byte, as the result; "" for an empty cache
- * @param fast faster ways than ours to do what would take most of the time
+ * @param add a faster way than ours to do what would take most of the time
  * @returns `undefined` where `text` is no cache that the loader would take
  */
-export function addToLdCache(text: string, libraries: readonly CachedLibrary[], fast: Fast = {}): string | undefined {
-  const cache = open(text === "" ? emptyCache() : text, fast);
-  if (cache === undefined) return undefined;
-  const groups: Group[] = [];
-  let searched = 0;
-  for (const [key, wanted] of byName(libraries, cache.fast.cacheKey)) {
-    const from = firstOf(cache, key, searched);
-    let to = from;
-    while (to < cache.count && keyAt(cache, to) === key) to++;
-    searched = to;
-    if (!wanted.every((library, i) => from + i < to && isSame(cache, from + i, library))) {
-      groups.push({ from, to, libraries: wanted });
-    }
-  }
-  return groups.length === 0 ? text : insert(cache, groups);
+export function addToLdCache(
+  text: string,
+  libraries: readonly CachedLibrary[],
+  add: Required<Sys>["addCached"] = addCached,
+): string | undefined {
+  const cache = open(text === "" ? emptyCache() : text);
+  const added = cache && add(cache.bytes, cache.count, libraries);
+  if (cache === undefined || added === undefined || added.strings === 0) return added && text;
+  const { bytes } = cache;
+  const moved = ENTRY * (added.count - cache.count) + added.strings;
+  const rest = extended(cache, moved);
+  if (rest === undefined) return undefined;
+  const extensions = cache.extensions === 0 ? 0 : cache.extensions + moved;
+  // In one step, since each would copy all.
+  return [
+    MAGIC,
+    le(added.count),
+    le(u32(bytes, 24) + added.strings),
+    bytes.slice(28, 32),
+    le(extensions),
+    bytes.slice(36, HEADER),
+    added.text,
+    rest,
+  ].join("");
 }
-
-export type Fast = Pick<Sys, "cacheKey" | "movedEntries">;
 
 /** Libraries of one name, and which entries have that name. */
 interface Group {
@@ -105,12 +110,9 @@ interface Cache {
   readonly start: number;
   /** Offset of the extensions, or 0. */
   readonly extensions: number;
-  /** Of the entries that were looked at. */
-  readonly keys: Map<number, string>;
-  readonly fast: Required<Fast>;
 }
 
-function open(text: string, fast: Fast): Cache | undefined {
+function open(text: string): Cache | undefined {
   let start = 0;
   if (text.slice(0, OLD_MAGIC.length) === OLD_MAGIC) {
     start = Math.ceil((OLD_HEADER + OLD_ENTRY * u32(text, OLD_HEADER - 4)) / 8) * 8;
@@ -125,28 +127,43 @@ function open(text: string, fast: Fast): Cache | undefined {
     HEADER + ENTRY * count <= bytes.length &&
     (order === 0 || order === LITTLE_ENDIAN);
   if (!isCache) return undefined;
-  const ways = { cacheKey: fast.cacheKey ?? cacheKey, movedEntries: fast.movedEntries ?? movedEntries };
-  return { bytes, count, start, extensions, keys: new Map(), fast: ways };
+  return { bytes, count, start, extensions };
 }
 
 function emptyCache(): string {
   return `${MAGIC}${"\0".repeat(8)}${String.fromCharCode(LITTLE_ENDIAN)}${"\0".repeat(19)}`;
 }
 
+/** `Sys.addCached`. */
+function addCached(bytes: string, count: number, libraries: readonly CachedLibrary[]): Added | undefined {
+  const keys = new Map<number, string>(); // of the entries that were looked at
+  const keyAt = (entry: number): string => {
+    const key = keys.get(entry) ?? cacheKey(nameAt(bytes, entry));
+    keys.set(entry, key);
+    return key;
+  };
+  const groups: Group[] = [];
+  let searched = 0;
+  for (const [key, wanted] of byName(libraries)) {
+    const from = firstOf(keyAt, count, key, searched);
+    let to = from;
+    while (to < count && keyAt(to) === key) to++;
+    searched = to;
+    if (!wanted.every((library, i) => from + i < to && isSame(bytes, from + i, library))) {
+      groups.push({ from, to, libraries: wanted });
+    }
+  }
+  return groups.length === 0 ? { count, strings: 0, text: "" } : insert(bytes, count, groups);
+}
+
 /** By the name of their files, in the cache's order. */
-function byName(
-  libraries: readonly CachedLibrary[],
-  keyOf: Required<Fast>["cacheKey"],
-): Map<string, readonly CachedLibrary[]> {
+function byName(libraries: readonly CachedLibrary[]): Map<string, readonly CachedLibrary[]> {
   const groups = new Map<string, CachedLibrary[]>();
   for (const library of libraries) {
-    const key = keyOf(library.path.slice(library.path.lastIndexOf("/") + 1));
-    const group = groups.get(key);
-    if (group === undefined) groups.set(key, [library]);
-    else group.push(library);
+    const key = cacheKey(library.path.slice(library.path.lastIndexOf("/") + 1));
+    groups.set(key, [...(groups.get(key) ?? []), library]);
   }
-  for (const group of groups.values()) if (group.length > 1) group.sort((a, b) => b.flags - a.flags);
-  // Without a function that compares, the engine does it itself.
+  for (const group of groups.values()) group.sort((a, b) => b.flags - a.flags);
   const keys = [...groups.keys()].sort().reverse();
   return new Map(keys.map((key) => [key, groups.get(key) ?? []]));
 }
@@ -155,37 +172,23 @@ function byName(
  * The number of the first entry, from `start` on, whose name does not sort before this one. It looks near the start
  * first, where it mostly is: a driver's names stand together.
  */
-function firstOf(cache: Cache, key: string, start: number): number {
+function firstOf(keyAt: (entry: number) => string, count: number, key: string, start: number): number {
   let low = start;
   let high = start;
-  for (let step = 1; high < cache.count && isBefore(cache, high, key); step *= 2) {
+  for (let step = 1; high < count && keyAt(high) > key; step *= 2) {
     low = high + 1;
     high += step;
   }
-  if (high > cache.count) high = cache.count;
+  if (high > count) high = count;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (isBefore(cache, middle, key)) low = middle + 1;
+    if (keyAt(middle) > key) low = middle + 1;
     else high = middle;
   }
   return low;
 }
 
-function isBefore(cache: Cache, entry: number, key: string): boolean {
-  return keyAt(cache, entry) > key;
-}
-
-function keyAt(cache: Cache, entry: number): string {
-  let key = cache.keys.get(entry);
-  if (key === undefined) {
-    key = cache.fast.cacheKey(nameAt(cache, entry));
-    cache.keys.set(entry, key);
-  }
-  return key;
-}
-
-function isSame(cache: Cache, entry: number, library: CachedLibrary): boolean {
-  const { bytes } = cache;
+function isSame(bytes: string, entry: number, library: CachedLibrary): boolean {
   const at = HEADER + ENTRY * entry;
   const path = u32(bytes, at + 8);
   return (
@@ -197,12 +200,11 @@ function isSame(cache: Cache, entry: number, library: CachedLibrary): boolean {
 
 const NO_HWCAP = "\0".repeat(8);
 
-/** The cache with each group's libraries at its place, for those of them that stand in it there. */
-function insert(cache: Cache, groups: readonly Group[]): string | undefined {
-  const { bytes } = cache;
+/** The entries with each group's libraries at its place, for those of them that stand in it there. */
+function insert(bytes: string, oldCount: number, groups: readonly Group[]): Added | undefined {
   const isOurs = (libraries: Group["libraries"], entry: number): boolean =>
-    libraries.some((library) => isSame(cache, entry, library));
-  let count = cache.count;
+    libraries.some((library) => isSame(bytes, entry, library));
+  let count = oldCount;
   const paths: string[] = [];
   for (const { from, to, libraries } of groups) {
     for (let i = from; i < to; i++) if (isOurs(libraries, i)) count--;
@@ -212,21 +214,15 @@ function insert(cache: Cache, groups: readonly Group[]): string | undefined {
   let strings = `${paths.join("\0")}\0`;
   // The extensions are aligned to four bytes.
   strings += "\0".repeat((4 - (strings.length % 4)) % 4);
-  const stringsAt = HEADER + ENTRY * count;
-  const oldStringsAt = HEADER + ENTRY * cache.count;
-  const moved = stringsAt + strings.length - oldStringsAt;
-
-  const rest = extended(cache, moved);
-  const entries = cache.fast.movedEntries(bytes.slice(HEADER, oldStringsAt), oldStringsAt, bytes.length, moved);
-  if (rest === undefined || entries === undefined) return undefined;
+  const entries = movedEntries(bytes, oldCount, ENTRY * (count - oldCount) + strings.length);
+  if (entries === undefined) return undefined;
   const parts: string[] = [];
   let copied = 0;
-  let string = stringsAt;
+  let string = HEADER + ENTRY * count;
   for (const group of groups) {
     parts.push(entries.slice(ENTRY * copied, ENTRY * group.from));
     for (const { path, flags } of group.libraries) {
-      const name = string + path.lastIndexOf("/") + 1;
-      parts.push(entryOf(flags, name, string));
+      parts.push(le(flags), le(string + path.lastIndexOf("/") + 1), le(string), "\0".repeat(4), NO_HWCAP);
       string += path.length + 1;
     }
     for (let i = group.from; i < group.to; i++) {
@@ -235,49 +231,17 @@ function insert(cache: Cache, groups: readonly Group[]): string | undefined {
     copied = group.to;
   }
   parts.push(entries.slice(ENTRY * copied));
-  const extensions = cache.extensions === 0 ? 0 : cache.extensions + moved;
-  return (
-    MAGIC +
-    le(count) +
-    le(u32(bytes, 24) + strings.length) +
-    bytes.slice(28, 32) +
-    le(extensions) +
-    bytes.slice(36, HEADER) +
-    parts.join("") +
-    strings +
-    rest
-  );
+  return { count, strings: strings.length, text: parts.join("") + strings };
 }
 
-/** In one call, since each of `le` costs as much. Places are below `MAX_SIZE`. */
-function entryOf(f: number, n: number, p: number): string {
-  return (
-    String.fromCharCode(
-      f & 0xff,
-      f >> 8,
-      0,
-      0,
-      n & 0xff,
-      (n >> 8) & 0xff,
-      n >> 16,
-      0,
-      p & 0xff,
-      (p >> 8) & 0xff,
-      p >> 16,
-    ) + UNUSED
-  );
-}
-
-/** The last byte of the path's place, what is unused, and no hwcap. */
-const UNUSED = "\0".repeat(1 + 4 + 8);
-
-/** The entries, for strings that have moved; `undefined` where one's are not between `low` and `high` (`Sys.movedEntries`). */
-function movedEntries(entries: string, low: number, high: number, moved: number): string | undefined {
+/** The entries, for strings that have moved; `undefined` where one's are not behind all entries. */
+function movedEntries(bytes: string, count: number, moved: number): string | undefined {
+  const [low, high] = [HEADER + ENTRY * count, bytes.length];
   const parts: string[] = [];
-  for (let at = 0; at < entries.length; at += ENTRY) {
-    const [name, path] = [u32(entries, at + 4), u32(entries, at + 8)];
+  for (let at = HEADER; at < low; at += ENTRY) {
+    const [name, path] = [u32(bytes, at + 4), u32(bytes, at + 8)];
     if (name < low || path < low || name >= high || path >= high) return undefined;
-    parts.push(entries.slice(at, at + 4) + le(name + moved) + le(path + moved) + entries.slice(at + 12, at + ENTRY));
+    parts.push(bytes.slice(at, at + 4) + le(name + moved) + le(path + moved) + bytes.slice(at + 12, at + ENTRY));
   }
   return parts.join("");
 }
@@ -307,7 +271,7 @@ function extended({ bytes, count, start, extensions }: Cache, moved: number): st
   return text.slice(strings);
 }
 
-function nameAt({ bytes }: Cache, entry: number): string {
+function nameAt(bytes: string, entry: number): string {
   return stringAt(bytes, HEADER + ENTRY * entry + 4, MAX_NAME);
 }
 

@@ -38,8 +38,7 @@ interface Native {
   sha256(text: string): string;
   jsonEnd(text: string, start: number): number;
   jsonParts(text: string, start: number): number[] | undefined;
-  cacheKey(name: string): string;
-  movedEntries(entries: string, low: number, high: number, moved: number): string | undefined;
+  addCached(bytes: string, count: number, libraries: readonly object[]): [number, number, string] | undefined;
   sleep(ms: number): void;
   ask(path: string, text: string, limit: number, timeoutMs: number): string;
   capture(path: string, args: readonly string[], env: readonly string[], limit: number, timeoutMs: number): Captured;
@@ -111,8 +110,10 @@ export const sys: Sys = {
   sha256: (text) => native.sha256(text),
   jsonEnd: (text, start) => native.jsonEnd(text, start),
   jsonParts: (text, start) => native.jsonParts(text, start),
-  cacheKey: (name) => native.cacheKey(name),
-  movedEntries: (entries, low, high, moved) => native.movedEntries(entries, low, high, moved),
+  addCached(bytes, entries, libraries) {
+    const [count, strings, text] = native.addCached(bytes, entries, libraries) ?? [];
+    return text === undefined ? undefined : { count: count as number, strings: strings as number, text };
+  },
   realPath: (path) => os(() => native.realPath(path)),
   createFile: (path, text, mode) => os(() => native.writeFile(path, text, mode, false)),
   appendFile: (path, text, mode) => os(() => native.writeFile(path, text, mode, true)),

@@ -102,6 +102,15 @@ export interface Tree extends Files {
   mountedStamp(path: string): string;
 }
 
+/** Entries of a loader's cache with some more among them. */
+export interface Added {
+  readonly count: number;
+  /** The bytes of their paths; 0 where all stand there already. */
+  readonly strings: number;
+  /** All entries, for where their strings are now, and the paths of those that were added. */
+  readonly text: string;
+}
+
 /** What a program said, and how it ended. */
 export interface Captured {
   /** The exit code; 128 and the signal's number where one ended it. */
@@ -144,14 +153,15 @@ export interface Sys extends Files {
    * element; and last, where it ends. `undefined` where it cannot tell. Only in the executable, as `jsonEnd`.
    */
   jsonParts?(text: string, start: number): readonly number[] | undefined;
-  /** A text that sorts as a name does in a loader's cache (src/host/ld-cache.ts). Only in the executable, as `jsonEnd`. */
-  cacheKey?(name: string): string;
   /**
-   * Entries of a loader's cache (src/host/ld-cache.ts), 24 bytes each, for strings that have moved by so many bytes;
-   * `undefined` where one has a string that does not start at `low` or later and before `high`. Only in the executable,
-   * as `jsonEnd`.
+   * Entries of a loader's cache (src/host/ld-cache.ts), from its header on, with libraries put among them; `undefined` where
+   * one has a string that is not behind all entries. Only in the executable, as `jsonEnd`.
    */
-  movedEntries?(entries: string, low: number, high: number, moved: number): string | undefined;
+  addCached?(
+    bytes: string,
+    count: number,
+    libraries: readonly { readonly path: string; readonly flags: number }[],
+  ): Added | undefined;
 
   /** The path of the same place without links, `.` and `..`. */
   realPath(path: string): string;

@@ -244,19 +244,24 @@ test("the parts of a JSON object or array are found, or none", () => {
   for (const [text, start, parts] of table) assert.deepEqual(find(text, start), parts, text.slice(0, 40));
 });
 
-test("entries of a loader's cache are moved, or none where one has its strings elsewhere", () => {
-  const move = sys.movedEntries;
-  if (move === undefined) return; // under Node there is no need of it
-  const entry = (name: string, path: string) => `\x03\x03\0\0${name}${path}\0\0\0\xff12345678`;
-  const two = entry("\x20\x01\0\0", "\x10\x01\0\0") + entry("\xff\xff\0\0", "\x10\x01\0\0");
-  const moved = entry("\x21\x02\0\0", "\x11\x02\0\0") + entry("\x00\x01\x01\0", "\x11\x02\0\0");
-  assert.equal(move(two, 0x110, 0x10000, 0x101), moved);
-  assert.equal(move(moved, 0x110, 0x20000, -0x101), two);
-  assert.equal(move("", 0, 0, 5), "");
-  assert.equal(move(two, 0x111, 0x10000, 0), undefined);
-  assert.equal(move(two, 0x110, 0xffff, 0), undefined);
-  assert.equal(move(two.slice(0, -1), 0x110, 0x10000, 0), undefined);
-  assert.equal(move(`${two.slice(0, -1)}\u0100`, 0x110, 0x10000, 0), undefined);
+test("what is no loader's cache gets no entries", () => {
+  const add = sys.addCached;
+  if (add === undefined) return; // under Node there is no need of it
+  const libraries = [{ path: "/lib/libx.so.1", flags: 0x303 }];
+  const header = "\0".repeat(48);
+  const added = { count: 1, strings: 16, text: `\x03\x03\0\0\x4d\0\0\0\x48${"\0".repeat(15)}/lib/libx.so.1\0\0` };
+  assert.deepEqual(add(header, 0, libraries), added);
+  assert.deepEqual(add(header, 0, []), { count: 0, strings: 0, text: "" });
+  for (const [bytes, count] of [
+    ["", 0],
+    [header, 1],
+    [header, -1],
+    [header, 2 ** 53],
+    [`${header}\u0100`, 0],
+    [`${header}${"\0".repeat(24)}`, 1], // its strings would be in the header
+  ] as const) {
+    assert.equal(add(bytes, count, libraries), undefined);
+  }
 });
 
 /** Whether the implementation has a call that Node lacks. */
