@@ -274,14 +274,12 @@ int sluice_snapshot_order(const char *path)
 
 #ifdef SLUICE_TRAINING
 // For the build, which asks a program like this one what it writes to until it becomes another one (linked with
-// --wrap=execve): `1` for each page of the snapshot that was written to, `0` for the others.
-int __real_execve(const char *path, char *const argv[], char *const envp[]);
-
-int __wrap_execve(const char *path, char *const argv[], char *const envp[])
+// --wrap=execve), or ends: `1` for each page of the snapshot that was written to, `0` for the others.
+static void tell_written(const char *list)
 {
     static uint64_t pages[sizeof snapshot / PAGE];
     int file = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-    FILE *out = fopen(getenv("SLUICE_WRITTEN"), "we");
+    FILE *out = fopen(list, "we");
 
     if (!out || pread(file, pages, sizeof pages, (off_t)((uintptr_t)&snapshot / PAGE * sizeof *pages)) != sizeof pages)
         abort();
@@ -291,7 +289,22 @@ int __wrap_execve(const char *path, char *const argv[], char *const envp[])
         fputc(present && !of_file ? '1' : '0', out);
     }
     fclose(out);
+}
+
+int __real_execve(const char *path, char *const argv[], char *const envp[]);
+
+int __wrap_execve(const char *path, char *const argv[], char *const envp[])
+{
+    tell_written(getenv("SLUICE_WRITTEN"));
     return __real_execve(path, argv, envp);
+}
+
+__attribute__((destructor)) static void tell_written_at_end(void)
+{
+    const char *list = getenv("SLUICE_WRITTEN_AT_END");
+
+    if (list)
+        tell_written(list);
 }
 #endif
 

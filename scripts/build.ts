@@ -19,6 +19,7 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { decode } from "@jridgewell/sourcemap-codec";
 import * as esbuild from "esbuild";
+import { addToLdCache } from "../src/host/ld-cache.ts";
 
 const sanitize = process.argv.includes("--sanitize");
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "..");
@@ -306,9 +307,10 @@ const FIRST_BLOCK = 8;
 const PAGE = 4096;
 
 /**
- * Puts the snapshot into the program, its blocks in this order: those to which the calls of a container's life write, one
- * behind the other, and then the rest. Which ones these are, the kernel only tells of pages. So in a program of which we
- * have nothing else, each block has pages of its own.
+ * Puts the snapshot into the program, its blocks in this order: those to which the CDI hook alone writes, those to which the
+ * calls of a container's life write as well, those of these calls alone, and then the rest. So each has its own one behind
+ * the other. Which ones these are, the kernel only tells of pages. So in a program of which we have nothing else, each
+ * block has pages of its own.
  */
 function finish(program: string, trainee: string, product: string): void {
   const blocks = blocksOf(makeSnapshot(trainee));
@@ -324,21 +326,24 @@ function finish(program: string, trainee: string, product: string): void {
   const runtime = path.join(dir, "sluice-runtime");
   addSnapshot(trainee, makeSnapshot(trainee, spread), runtime);
   const pages = pagesWritten(runtime, dir);
+  const hookPages = pagesWrittenByHook(runtime, path.join(dir, "hook"));
   fs.rmSync(dir, { recursive: true });
 
-  const isWritten = ({ start, size }: Block) =>
+  const isIn = (pages: boolean[], { start, size }: Block) =>
     pages.slice(Math.floor(start / PAGE), Math.ceil((start + size) / PAGE)).includes(true);
-  const kinds: readonly ((block: Block) => boolean)[] = [
-    (block) => !block.isFreed && isWritten(block),
-    (block) => !block.isFreed && !isWritten(block),
-    (block) => block.isFreed,
-  ];
   const order: Block[] = [];
   end = FIRST_BLOCK;
-  for (const isWanted of kinds) {
-    if (isWanted === kinds.at(-1)) end = SNAPSHOT + FIRST_BLOCK;
+  for (const [byHook, byRuntime, isFreed] of [
+    [true, false],
+    [true, true],
+    [false, true],
+    [false, false],
+    [false, false, true],
+  ]) {
+    if (isFreed) end = SNAPSHOT + FIRST_BLOCK;
     for (const [i, block] of spread.entries()) {
-      if (!isWanted(block)) continue;
+      const [hook, runtime] = block.isFreed ? [false, false] : [isIn(hookPages, block), isIn(pages, block)];
+      if (hook !== byHook || runtime !== byRuntime || block.isFreed !== (isFreed ?? false)) continue;
       order[i] = { ...block, start: end };
       end += block.size;
     }
@@ -406,6 +411,34 @@ function pagesWritten(trainee: string, dir: string): boolean[] {
   for (let i = 0; i < 3; i++) create();
   const runs = [create(), run("state"), run("delete")];
   return (runs[0] ?? []).map((_, page) => runs.some((pages) => pages[page]));
+}
+
+/** Which pages of the snapshot the CDI hook writes to, for a container with some libraries that is a folder of ours. */
+function pagesWrittenByHook(trainee: string, dir: string): boolean[] {
+  const folder = "/usr/lib/x86_64-linux-gnu";
+  const names = Array.from({ length: 9 }, (_, i) => `lib${i}.so.1`);
+  const cached = addToLdCache("", [{ path: `${folder}/libc.so.6`, flags: 0x303 }]) ?? "";
+  const files: Record<string, string> = {
+    "/config.json": JSON.stringify({ root: { path: "rootfs" } }),
+    "/rootfs/etc/ld.so.cache": cached,
+    "/rootfs/etc/ld.so.conf.d/libc.conf": "",
+  };
+  for (const name of names) files[`/rootfs${folder}/${name}.0`] = "";
+  for (const [file, bytes] of Object.entries(files)) {
+    fs.mkdirSync(path.dirname(dir + file), { recursive: true });
+    fs.writeFileSync(dir + file, bytes, "latin1");
+  }
+  const hook = path.join(dir, "sluice-cdi-hook");
+  fs.symlinkSync(trainee, hook);
+  const list = path.join(dir, "written");
+  const libraries = `${folder}/${names.map((name) => `${name}.0=${name}`).join(":")}`;
+  const links = [`${folder}/lib0.so=lib0.so.1:lib1.so=lib1.so.1`, `${folder}/gbm/gbm.so=../lib0.so.1`];
+  const args = ["--driver", "1.0", "--library", libraries, ...links.flatMap((link) => ["--link", link])];
+  const input = JSON.stringify({ bundle: dir });
+  const env = { SLUICE_WRITTEN_AT_END: list };
+  const { status, stderr } = spawnSync(hook, args, { input, env, encoding: "utf8" });
+  if (status !== 0) throw new Error(`${hook}: ${status} ${stderr}`);
+  return [...fs.readFileSync(list, "utf8")].map((page) => page === "1");
 }
 
 /** Of V8, to keep the daemon small; docs/sluiced.md says what each is for. All are there in Node 18 to 24. */
