@@ -3,7 +3,7 @@
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 import { EMPTY, MAX_BODY } from "./frame.ts";
-import { KeyValueSchema, type Request, RequestSchema, ResponseSchema } from "./gen/ttrpc_pb.js";
+import { type KeyValue, KeyValueSchema, type Request, RequestSchema, ResponseSchema } from "./gen/ttrpc_pb.js";
 import { type MetadataInit, pairsOf } from "./metadata.ts";
 import { Code, oversizeError, TtrpcError, textOf } from "./status.ts";
 
@@ -35,18 +35,68 @@ function nanoseconds(ms: number): bigint {
   return nano >= 2 ** 63 ? LONGEST_NANO : BigInt(Math.max(1, Math.round(nano)));
 }
 
+type Pair = Pick<KeyValue, "key" | "value">;
+
+/** What a request says (ttrpc.proto). */
+export interface ReadRequest extends Readonly<Pick<Request, "service" | "method" | "payload" | "timeoutNano">> {
+  readonly metadata: readonly Pair[];
+}
+
 /** @throws TtrpcError InvalidArgument */
-export function decodeRequest(body: Uint8Array): Request {
+export function decodeRequest(body: Uint8Array): ReadRequest {
   try {
     checkFields(body, 0);
-    return fromBinary(RequestSchema, body, NO_UNKNOWN);
+    return readRequest(body);
   } catch (thrown) {
     throw new TtrpcError(Code.InvalidArgument, `cannot decode the request: ${textOf(thrown)}`);
   }
 }
 
+/** By hand, as `encodeReply`: each call has them, and protobuf-es goes by descriptions. */
+function readRequest(body: Uint8Array): ReadRequest {
+  const reader = new BinaryReader(body);
+  let [service, method, timeoutNano] = ["", "", 0n];
+  let payload: Uint8Array = EMPTY;
+  const metadata: Pair[] = [];
+  while (reader.pos < body.length) {
+    const [field, type] = reader.tag();
+    if (field === 1) service = reader.string(true);
+    else if (field === 2) method = reader.string(true);
+    else if (field === 3) payload = reader.bytes();
+    else if (field === 4) timeoutNano = BigInt(reader.int64());
+    else if (field === 5) metadata.push(readPair(reader.bytes()));
+    else reader.skip(type, field);
+  }
+  return { service, method, payload, timeoutNano, metadata };
+}
+
+function readPair(bytes: Uint8Array): Pair {
+  const reader = new BinaryReader(bytes);
+  let [key, value] = ["", ""];
+  while (reader.pos < bytes.length) {
+    const [field, type] = reader.tag();
+    if (field === 1) key = reader.string(true);
+    else if (field === 2) value = reader.string(true);
+    else reader.skip(type, field);
+  }
+  return { key, value };
+}
+
+/** How a response begins that has a payload and no status. */
+const PAYLOAD = (2 << 3) | WireType.LengthDelimited;
+
+/** @throws TtrpcError ResourceExhausted */
 export function encodeReply(payload: Uint8Array): Uint8Array {
-  return checked(payload.length === 0 ? EMPTY : toBinary(ResponseSchema, create(ResponseSchema, { payload })));
+  const { length } = payload;
+  if (length === 0) return EMPTY;
+  const head = [PAYLOAD];
+  let left = length;
+  for (; left > 0x7f; left >>>= 7) head.push((left & 0x7f) | 0x80);
+  head.push(left);
+  const body = new Uint8Array(head.length + length);
+  body.set(head);
+  body.set(payload, head.length);
+  return checked(body);
 }
 
 export function encodeError(error: TtrpcError): Uint8Array {

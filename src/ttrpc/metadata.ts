@@ -6,7 +6,7 @@ export type Metadata = ReadonlyMap<string, readonly string[]>;
 /** What a caller gives: `{ "containerd-namespace-ttrpc": "k8s.io" }`. */
 export type MetadataInit = Readonly<Record<string, string | readonly string[]>>;
 
-export function metadataOf(pairs: readonly KeyValue[]): Metadata {
+export function metadataOf(pairs: readonly Pick<KeyValue, "key" | "value">[]): Metadata {
   const all = new Map<string, string[]>();
   for (const { key, value } of pairs) {
     const name = key.toLowerCase();

@@ -1,8 +1,7 @@
 import type { DescMessage, DescMethod, DescService, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
 import { Channel, type ChannelUser } from "./channel.ts";
-import { checked, decodeRequest, encodeError, encodeReply } from "./envelope.ts";
+import { checked, decodeRequest, encodeError, encodeReply, type ReadRequest } from "./envelope.ts";
 import { DATA, EMPTY, MAX_BODY, NO_DATA, REMOTE_CLOSED, REQUEST, RESPONSE } from "./frame.ts";
-import type { Request } from "./gen/ttrpc_pb.js";
 import { Inbox } from "./inbox.ts";
 import { decode, encode } from "./message.ts";
 import { type Metadata, metadataOf } from "./metadata.ts";
@@ -246,7 +245,7 @@ class Connection implements ChannelUser, ServerConnection {
   }
 
   /** @throws TtrpcError where there is to be no call */
-  #begin(id: number, flags: number, request: Request): void {
+  #begin(id: number, flags: number, request: ReadRequest): void {
     if (this.#isDraining) throw new TtrpcError(Code.Unavailable, "the server is shutting down");
     const methods = this.#services.get(request.service);
     if (methods === undefined) throw new TtrpcError(Code.Unimplemented, `service ${request.service}`);
@@ -277,7 +276,7 @@ class Call implements CallContext {
   readonly #channel: Channel;
   readonly #timers: Timers;
   readonly #id: number;
-  readonly #request: Request;
+  readonly #request: ReadRequest;
   readonly #deadline: number | undefined;
   #metadata: Metadata | undefined;
   /** Where the client streams. */
@@ -287,7 +286,7 @@ class Call implements CallContext {
   #why: TtrpcError | undefined;
   #onCancel: ((why: TtrpcError) => void)[] = [];
 
-  constructor(connection: Connection, channel: Channel, timers: Timers, id: number, request: Request) {
+  constructor(connection: Connection, channel: Channel, timers: Timers, id: number, request: ReadRequest) {
     this.#connection = connection;
     this.#channel = channel;
     this.#timers = timers;
