@@ -117,14 +117,20 @@ function handlersOf(machine: () => Machine, evidence: EvidenceSource, metrics: M
   });
   return {
     ...door,
-    async createContainer(pod, container, runtime) {
+    createContainer(pod, container, runtime, request) {
       const start = performance.now();
       told = false; // the runtime asks for one container at a time
-      try {
-        return await door.createContainer?.(pod, container, runtime);
-      } finally {
+      const answered = (): void => {
         metrics.answeredCreateContainer((performance.now() - start) / 1000);
         if (!told) metrics.decided(DOOR, "untouched");
+      };
+      let isLater = false;
+      try {
+        const answer = door.createContainer?.(pod, container, runtime, request);
+        isLater = answer instanceof Promise;
+        return answer instanceof Promise ? answer.finally(answered) : answer;
+      } finally {
+        if (!isLater) answered();
       }
     },
   };

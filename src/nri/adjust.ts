@@ -12,8 +12,8 @@ import { envName, hasUserNamespace, stageOf, toDeviceCgroup, toHook, toLinuxDevi
 import { hasDevice, hasHook, isAllowed, isSame } from "../oci/present.ts";
 import type { Config, DeviceCgroup, HookStage, Hook as OciHook } from "../oci/spec.ts";
 import { quote, SluiceError } from "../sys/error.ts";
+import type { ReadContainer } from "./create-request.ts";
 import {
-  type Container,
   type ContainerAdjustment,
   ContainerAdjustmentSchema,
   type Hook,
@@ -54,7 +54,7 @@ type Env = { key: string; value: string };
 export function toAdjustment(
   edits: readonly ContainerEdits[],
   annotations: Readonly<Record<string, string>>,
-  container: Container,
+  container: ReadContainer,
   nri: NriVersion,
 ): ContainerAdjustment {
   const config = toConfig(container);
@@ -84,7 +84,7 @@ export function isEmpty({ annotations, mounts, env, hooks, linux }: ContainerAdj
 }
 
 /** What of the container the edits are compared with, as a config.json has it. */
-export function toConfig({ env, mounts, hooks, linux, user, annotations }: Container): Config {
+export function toConfig({ env, mounts, hooks, linux, user, annotations }: ReadContainer): Config {
   const stage = (of: readonly Hook[]): OciHook[] =>
     of.map(({ path, args, env, timeout }) => ({
       path,
@@ -147,7 +147,7 @@ function key(name: string, what: string): string {
   throw unsupported(`${what} ${quote(name)} begins with "${REMOVAL}", by which NRI takes out what is there`);
 }
 
-function adjustAnnotations(wanted: Readonly<Record<string, string>>, container: Container): Record<string, string> {
+function adjustAnnotations(wanted: Readonly<Record<string, string>>, container: ReadContainer): Record<string, string> {
   const missing = Object.entries(wanted).filter(
     ([name, value]) => !Object.hasOwn(container.annotations, name) || container.annotations[name] !== value,
   );

@@ -28,6 +28,7 @@ import { readNvidiaVariables } from "../request/nvidia.ts";
 import { ASK } from "../request/request.ts";
 import { SluiceError } from "../sys/error.ts";
 import { isEmpty, toAdjustment, toConfig } from "./adjust.ts";
+import type { ReadContainer, ReadPod } from "./create-request.ts";
 import {
   type Container,
   type ContainerAdjustment,
@@ -115,8 +116,8 @@ class Door {
 
   /** @throws SluiceError: the container is not created */
   create(
-    pod: PodSandbox,
-    container: Container,
+    pod: ReadPod,
+    container: ReadContainer,
     runtime: Runtime,
   ): ContainerAdjustment | undefined | Promise<ContainerAdjustment | undefined> {
     const machine = this.#options.machine();
@@ -257,12 +258,7 @@ class Door {
   }
 
   /** The receipt first: a stamp that no receipt vouches for must not be. */
-  #give(
-    machine: Machine,
-    asker: Asker,
-    pod: PodSandbox,
-    { plan, adjustment }: Adjusted,
-  ): ContainerAdjustment | undefined {
+  #give(machine: Machine, asker: Asker, pod: ReadPod, { plan, adjustment }: Adjusted): ContainerAdjustment | undefined {
     const given = this.#given.get(pod.id) ?? new Set();
     this.#given.set(pod.id, given.add(asker.id));
     new Receipts(machine.sys, machine.stateDir).write(asker.id, DOOR, "", "", plan);
@@ -304,16 +300,16 @@ interface Adjusted {
   readonly adjustment: ContainerAdjustment;
 }
 
-function podOf({ namespace, name, uid }: PodSandbox): Omit<PodContainer, "container"> {
+function podOf({ namespace, name, uid }: ReadPod): Omit<PodContainer, "container"> {
   return { namespace, pod: name, uid };
 }
 
-function askerOf(pod: PodSandbox, container: Container): Asker {
+function askerOf(pod: ReadPod, container: ReadContainer): Asker {
   return { door: DOOR, id: container.id, pod: { ...podOf(pod), container: container.name } };
 }
 
 /** What a container is given besides its config.json: the annotations of its pod by which it may ask. */
-function configOf(pod: PodSandbox, container: Container): Config {
+function configOf(pod: ReadPod, container: ReadContainer): Config {
   const config = toConfig(container);
   const asks = Object.entries(pod.annotations).filter(([key]) => key === ASK || key.startsWith(`${ASK}/`));
   const annotations = {
@@ -347,7 +343,7 @@ function linuxOf({ linux }: ContainerAdjustment) {
 }
 
 /** @throws SluiceError E_NRI_*, E_EDIT_* */
-function adjust(machine: Machine, container: Container, nri: NriVersion, plan: Plan): Adjusted {
+function adjust(machine: Machine, container: ReadContainer, nri: NriVersion, plan: Plan): Adjusted {
   const final = sayable(machine, plan, limitsOf(container, nri));
   const adjustment = toAdjustment(
     final.edits.map(({ edits }) => edits),
@@ -378,7 +374,7 @@ interface Limits {
   readonly noVisible: boolean;
 }
 
-function limitsOf({ env }: Container, nri: NriVersion): Limits {
+function limitsOf({ env }: ReadContainer, nri: NriVersion): Limits {
   const isTwice = env.filter((entry) => entry.startsWith(`${VISIBLE}=`)).length > 1;
   const stands = isTwice ? readNvidiaVariables(env).get(VISIBLE) : undefined;
   return {

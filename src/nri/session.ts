@@ -4,15 +4,18 @@
  * from inside one would wait for itself.
  */
 
+import { create, toBinary } from "@bufbuild/protobuf";
 import { errorLine, quote, reasonOf, SluiceError } from "../sys/error.ts";
 import { Client } from "../ttrpc/client.ts";
-import { type CallContext, type Implementation, Server } from "../ttrpc/server.ts";
+import { type CallContext, type Implementation, type RawMethod, Server } from "../ttrpc/server.ts";
 import { ClosedError, Code, TtrpcError } from "../ttrpc/status.ts";
 import type { ByteStream } from "../ttrpc/stream.ts";
 import type { Timers } from "../ttrpc/timers.ts";
+import { type CreateRequest, type ReadContainer, type ReadPod, readCreateRequest } from "./create-request.ts";
 import {
   type Container,
   type ContainerAdjustment,
+  CreateContainerResponseSchema,
   Event,
   Plugin,
   type PodSandbox,
@@ -50,7 +53,16 @@ export interface Handlers {
   runPodSandbox?(pod: PodSandbox): Result<void>;
   stopPodSandbox?(pod: PodSandbox): Result<void>;
   removePodSandbox?(pod: PodSandbox): Result<void>;
-  createContainer?(pod: PodSandbox, container: Container, runtime: Runtime): Result<ContainerAdjustment | undefined>;
+  /**
+   * @param request as it came, a CreateContainerRequest, for who wants more of it than is read
+   * @returns one that is answered again, and has not been changed, is not encoded again
+   */
+  createContainer?(
+    pod: ReadPod,
+    container: ReadContainer,
+    runtime: Runtime,
+    request: Uint8Array,
+  ): Result<ContainerAdjustment | undefined>;
   postCreateContainer?(pod: PodSandbox, container: Container): Result<void>;
   startContainer?(pod: PodSandbox, container: Container): Result<void>;
   /** A creation that failed brings this and the next, too. */
@@ -139,13 +151,12 @@ export function startSession(trunk: ByteStream, { name, index, handlers, timers,
   const lost = (error: Error | undefined): void => end(closedError(error));
 
   const server = new Server({ timers });
-  server.add(
-    Plugin,
-    serve(handlers, timers, (runtime) => {
-      timers.clear(timer);
-      onReady?.(runtime);
-    }),
-  );
+  const { calls, createContainer } = serve(handlers, timers, (runtime) => {
+    timers.clear(timer);
+    onReady?.(runtime);
+  });
+  server.add(Plugin, calls);
+  server.addRaw(Plugin.typeName, Plugin.method.createContainer.name, createContainer);
   // Served before anything is said: the runtime may configure the plugin before it answers the registration.
   server.serve(mux.open(PLUGIN_CHANNEL)).closed.then(lost, lost);
   const client = new Client(mux.open(RUNTIME_CHANNEL), { timers });
@@ -183,8 +194,13 @@ function closedError(error: Error | undefined): SluiceError {
   );
 }
 
+interface Served {
+  readonly calls: Implementation<typeof Plugin>;
+  readonly createContainer: RawMethod;
+}
+
 /** What a runtime expects of a plugin, over our handlers. */
-function serve(handlers: Handlers, timers: Timers, onReady: (runtime: Runtime) => void): Implementation<typeof Plugin> {
+function serve(handlers: Handlers, timers: Timers, onReady: (runtime: Runtime) => void): Served {
   let runtime: Runtime | undefined;
   let pods: PodSandbox[] = [];
   let containers: Container[] = [];
@@ -251,12 +267,6 @@ function serve(handlers: Handlers, timers: Timers, onReady: (runtime: Runtime) =
     },
     // The end of the connection follows.
     shutdown: nothing,
-    createContainer: (request, context) =>
-      answer(
-        context,
-        () => handlers.createContainer?.(podOf(request), containerOf(request), known()),
-        (adjust) => (adjust === undefined ? {} : { adjust }),
-      ),
     validateContainerAdjustment: (request, context) =>
       answer(
         context,
@@ -268,20 +278,53 @@ function serve(handlers: Handlers, timers: Timers, onReady: (runtime: Runtime) =
       return name === undefined ? {} : told[name](request, context);
     },
   };
-  return { ...calls, ...told };
+  const createContainer: RawMethod = {
+    kind: "unary",
+    handle(bytes, context) {
+      const request = decodeCreation(bytes);
+      return answer(
+        context,
+        () => handlers.createContainer?.(podOf(request), containerOf(request), known(), bytes),
+        encodeCreation,
+      );
+    },
+  };
+  return { calls: { ...calls, ...told }, createContainer };
 }
 
-interface Subject {
-  readonly pod?: PodSandbox | undefined;
-  readonly container?: Container | undefined;
+/** @throws TtrpcError */
+function decodeCreation(bytes: Uint8Array): CreateRequest {
+  try {
+    return readCreateRequest(bytes);
+  } catch (thrown) {
+    throw new TtrpcError(Code.Internal, `cannot decode the request CreateContainer: ${reasonOf(thrown)}`);
+  }
 }
 
-function podOf({ pod }: Subject): PodSandbox {
+const NO_ADJUSTMENT = new Uint8Array(0);
+/** Answers by their adjustments. */
+const encoded = new WeakMap<ContainerAdjustment, Uint8Array>();
+
+function encodeCreation(adjust: ContainerAdjustment | undefined): Uint8Array {
+  if (adjust === undefined) return NO_ADJUSTMENT;
+  const before = encoded.get(adjust);
+  if (before !== undefined) return before;
+  const bytes = toBinary(CreateContainerResponseSchema, create(CreateContainerResponseSchema, { adjust }));
+  encoded.set(adjust, bytes);
+  return bytes;
+}
+
+interface Subject<P = PodSandbox, C = Container> {
+  readonly pod?: P | undefined;
+  readonly container?: C | undefined;
+}
+
+function podOf<P, C>({ pod }: Subject<P, C>): P {
   if (pod !== undefined) return pod;
   throw new TtrpcError(Code.InvalidArgument, "the request has no pod");
 }
 
-function containerOf({ container }: Subject): Container {
+function containerOf<P, C>({ container }: Subject<P, C>): C {
   if (container !== undefined) return container;
   throw new TtrpcError(Code.InvalidArgument, "the request has no container");
 }

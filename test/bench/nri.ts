@@ -15,9 +15,8 @@ import * as fs from "node:fs";
 import * as path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { table } from "../../src/cli/table.ts";
-import { CreateContainerRequestSchema, Plugin } from "../../src/nri/gen/nri_pb.js";
+import { Plugin } from "../../src/nri/gen/nri_pb.js";
 import { startPlugin } from "../../src/nri/plugin.node.ts";
 import { type Cri, connect, container, type Pod, pod } from "../lab/cri.ts";
 import { type Daemon, startContainerd } from "../lab/engines.ts";
@@ -123,11 +122,8 @@ async function record(owner: Owner, scene: Scene): Promise<Uint8Array> {
       socket: path.join(scene.engine.machine.dir, "run/nri/nri.sock"),
       env: {},
       handlers: {
-        createContainer(sandbox, made) {
-          request = toBinary(
-            CreateContainerRequestSchema,
-            create(CreateContainerRequestSchema, { pod: sandbox, container: made }),
-          );
+        createContainer(_, __, ___, bytes) {
+          request = bytes.slice();
           return undefined;
         },
       },
@@ -179,7 +175,6 @@ async function replay(owner: Owner, scene: Scene, request: Uint8Array): Promise<
   const { sluiced, engine } = scene;
   const socket = path.join(engine.machine.shared, "replay.sock");
   const listener = await listen(owner, socket);
-  const message = fromBinary(CreateContainerRequestSchema, request);
   sluiced.set(`nri_socket = "${socket}"\n`);
   const connected = listener.next();
   const started = sluiced.start();
@@ -190,9 +185,9 @@ async function replay(owner: Owner, scene: Scene, request: Uint8Array): Promise<
   const idle = memoryOf(scene);
   const ask = async () => {
     const start = performance.now();
-    const { adjust } = await runtime.call(Plugin.method.createContainer, message);
+    const answer = await runtime.replay(Plugin.method.createContainer.name, request);
     const took = performance.now() - start;
-    if (adjust === undefined) throw new Error("nothing was injected");
+    if (answer.length === 0) throw new Error("nothing was injected");
     return took;
   };
   for (let i = 0; i < REPLAYS / 2; i++) await ask();

@@ -9,7 +9,8 @@ import { pathToFileURL } from "node:url";
 import { create } from "@bufbuild/protobuf";
 import type { ContainerEdits, DeviceNode } from "../../src/cdi/spec.ts";
 import { toAdjustment } from "../../src/nri/adjust.ts";
-import { type Container, type ContainerAdjustment, ContainerAdjustmentSchema } from "../../src/nri/gen/nri_pb.js";
+import type { ReadContainer } from "../../src/nri/create-request.ts";
+import { type ContainerAdjustment, ContainerAdjustmentSchema } from "../../src/nri/gen/nri_pb.js";
 import { type PluginState, type RunningPlugin, startPlugin } from "../../src/nri/plugin.node.ts";
 import type { Handlers, Runtime } from "../../src/nri/session.ts";
 import { type Cri, CriError, connect, container, type Pod, pod } from "../lab/cri.ts";
@@ -93,7 +94,7 @@ interface TestPlugin {
   until(what: string, times?: number): Promise<void>;
 }
 
-type Adjust = (container: Container, runtime: Runtime) => ContainerAdjustment | undefined;
+type Adjust = (container: ReadContainer, runtime: Runtime) => ContainerAdjustment | undefined;
 
 /** A plugin that answers with `adjust`, and has registered. */
 async function register(

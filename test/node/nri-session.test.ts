@@ -10,6 +10,8 @@ import { toAdjustment } from "../../src/nri/adjust.ts";
 import {
   type Container,
   ContainerAdjustmentSchema,
+  type CreateContainerRequest,
+  CreateContainerRequestSchema,
   CreateContainerResponseSchema,
   Event,
   Plugin,
@@ -271,10 +273,10 @@ test("what a handler answers or throws is what the runtime gets, at once or late
 
 test("a request that containerd 2.1 has made is understood, and answered", async (t) => {
   const payload = new Uint8Array(fs.readFileSync(path.join(ROOT, "test/fixtures/nri/create-container-2.1.bin")));
-  const asked: [PodSandbox, Container][] = [];
+  const asked: CreateContainerRequest[] = [];
   const { runtime } = start(t, {
-    createContainer(pod, container, { nri }) {
-      asked.push([pod, container]);
+    createContainer(_, container, { nri }, request) {
+      asked.push(fromBinary(CreateContainerRequestSchema, request));
       const deviceNodes = [{ path: "/dev/nvidia0", type: "c", major: 195, minor: 0 }];
       return toAdjustment([{ env: ["MODEL=resnet101"], deviceNodes }], {}, container, nri);
     },
@@ -285,7 +287,7 @@ test("a request that containerd 2.1 has made is understood, and answered", async
     [adjust?.env.map(({ key, value }) => [key, value]), adjust?.linux?.devices.map(({ path }) => path)],
     [[["MODEL", "resnet101"]], ["/dev/nvidia0"]],
   );
-  const [pod, container] = asked[0] ?? [];
+  const { pod, container } = asked[0] ?? {};
   assert.deepEqual(
     [pod?.name, pod?.namespace, pod?.annotations["gpu.sluice.dev/container.train"], container?.name, container?.args],
     ["train-7c9f", "default", "nvidia.com/gpu=0", "train", ["sleep", "1000"]],
@@ -375,11 +377,11 @@ test("messages of 4 MB go both ways, however the runtime cuts its own", async (t
   ]) {
     const scene = start(
       t,
-      { createContainer: (_, { args }) => create(ContainerAdjustmentSchema, { args }) },
+      { createContainer: (_, { env }) => create(ContainerAdjustmentSchema, { args: [...env] }) },
       cut === undefined ? {} : { cut },
     );
     await scene.runtime.begin();
-    const request = { pod: {}, container: { args: [big] } };
+    const request = { pod: {}, container: { env: [big] } };
     const { adjust } = await scene.runtime.call(Plugin.method.createContainer, request);
     assert.equal(adjust?.args[0], big);
   }

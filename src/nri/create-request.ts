@@ -1,0 +1,275 @@
+/**
+ * The request CreateContainer, as far as it is read: whose container it is, what it asks for, and what it has already.
+ * All containers of a node wait for each answer, one after the other, and what protobuf-es makes of a whole request (an
+ * object for each limit of the container's memory) takes longer than to decide on it. What few containers have is left
+ * to protobuf-es here, too.
+ */
+
+import { create, type DescMessage, fromBinary, type MessageShape, mergeFromBinary } from "@bufbuild/protobuf";
+import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
+import {
+  type Container,
+  type Hooks,
+  HooksSchema,
+  type LinuxContainer,
+  type LinuxDevice,
+  type LinuxDeviceCgroup,
+  LinuxDeviceCgroupSchema,
+  LinuxDeviceSchema,
+  type LinuxNamespace,
+  type Mount,
+  MountSchema,
+  type PodSandbox,
+  type User,
+  UserSchema,
+} from "./gen/nri_pb.js";
+
+/** A pod as far as it is read; a whole one is one, too. */
+export type ReadPod = Readonly<Pick<PodSandbox, "id" | "name" | "uid" | "namespace" | "annotations">>;
+
+export type ReadMount = Readonly<Pick<Mount, "destination" | "type" | "source" | "options">>;
+
+export interface ReadLinux {
+  readonly namespaces: Pick<LinuxNamespace, "type">[];
+  readonly devices: LinuxDevice[];
+  readonly resources?: Pick<NonNullable<LinuxContainer["resources"]>, "devices"> | undefined;
+}
+
+/** A container as far as it is read; a whole one is one, too. */
+export interface ReadContainer extends Readonly<Pick<Container, "id" | "name" | "annotations" | "env">> {
+  readonly mounts: ReadMount[];
+  readonly hooks?: Hooks | undefined;
+  readonly linux?: ReadLinux | undefined;
+  readonly user?: User | undefined;
+}
+
+export interface CreateRequest {
+  readonly pod?: ReadPod | undefined;
+  readonly container?: ReadContainer | undefined;
+}
+
+/** @throws Error for bytes that are no such message */
+export function readCreateRequest(bytes: Uint8Array): CreateRequest {
+  const reader = new BinaryReader(bytes);
+  // A message that comes in parts is one of them all, here and below.
+  let pod: PodDraft | undefined;
+  let container: ContainerDraft | undefined;
+  while (reader.pos < bytes.length) {
+    const tag = reader.uint32();
+    switch (tag >>> FIELD) {
+      case 1:
+        pod ??= new PodDraft();
+        readPod(reader, pod);
+        break;
+      case 2:
+        container ??= new ContainerDraft();
+        readContainer(reader, container);
+        break;
+      default:
+        pass(reader, tag);
+    }
+  }
+  if (reader.pos > bytes.length) throw new RangeError("premature EOF");
+  return { pod, container };
+}
+
+/** A tag holds the type of what follows, and above that the number of the field. */
+const FIELD = 3;
+const TYPE = 7;
+
+class PodDraft implements ReadPod {
+  id = "";
+  name = "";
+  uid = "";
+  namespace = "";
+  readonly annotations: Record<string, string> = {};
+}
+
+class ContainerDraft implements ReadContainer {
+  id = "";
+  name = "";
+  readonly annotations: Record<string, string> = {};
+  readonly env: string[] = [];
+  readonly mounts: ReadMount[] = [];
+  hooks: Hooks | undefined;
+  linux: LinuxDraft | undefined;
+  user: User | undefined;
+}
+
+class LinuxDraft implements ReadLinux {
+  readonly namespaces: { type: string }[] = [];
+  readonly devices: LinuxDevice[] = [];
+  resources: { readonly devices: LinuxDeviceCgroup[] } | undefined;
+}
+
+function readPod(reader: BinaryReader, pod: PodDraft): void {
+  for (const end = endOf(reader); reader.pos < end; ) {
+    const tag = reader.uint32();
+    switch (tag >>> FIELD) {
+      case 1:
+        pod.id = reader.string(true);
+        break;
+      case 2:
+        pod.name = reader.string(true);
+        break;
+      case 3:
+        pod.uid = reader.string(true);
+        break;
+      case 4:
+        pod.namespace = reader.string(true);
+        break;
+      case 6:
+        readEntry(reader, pod.annotations);
+        break;
+      default:
+        pass(reader, tag);
+    }
+  }
+}
+
+function readContainer(reader: BinaryReader, container: ContainerDraft): void {
+  for (const end = endOf(reader); reader.pos < end; ) {
+    const tag = reader.uint32();
+    switch (tag >>> FIELD) {
+      case 1:
+        container.id = reader.string(true);
+        break;
+      case 3:
+        container.name = reader.string(true);
+        break;
+      case 6:
+        readEntry(reader, container.annotations);
+        break;
+      case 8:
+        container.env.push(reader.string(true));
+        break;
+      case 9:
+        container.mounts.push(new LazyMount(reader));
+        break;
+      case 10:
+        container.hooks = merged(reader, HooksSchema, container.hooks);
+        break;
+      case 11:
+        container.linux ??= new LinuxDraft();
+        readLinux(reader, container.linux);
+        break;
+      case 21:
+        container.user = merged(reader, UserSchema, container.user);
+        break;
+      default:
+        pass(reader, tag);
+    }
+  }
+}
+
+function readLinux(reader: BinaryReader, linux: LinuxDraft): void {
+  for (const end = endOf(reader); reader.pos < end; ) {
+    const tag = reader.uint32();
+    switch (tag >>> FIELD) {
+      case 1:
+        linux.namespaces.push(readNamespace(reader));
+        break;
+      case 2:
+        linux.devices.push(merged(reader, LinuxDeviceSchema, undefined));
+        break;
+      case 3:
+        linux.resources ??= { devices: [] };
+        readResources(reader, linux.resources);
+        break;
+      default:
+        pass(reader, tag);
+    }
+  }
+}
+
+function readNamespace(reader: BinaryReader): { type: string } {
+  const namespace = { type: "" };
+  for (const end = endOf(reader); reader.pos < end; ) {
+    const tag = reader.uint32();
+    if (tag >>> FIELD === 1) namespace.type = reader.string(true);
+    else pass(reader, tag);
+  }
+  return namespace;
+}
+
+function readResources(reader: BinaryReader, { devices }: { readonly devices: LinuxDeviceCgroup[] }): void {
+  for (const end = endOf(reader); reader.pos < end; ) {
+    const tag = reader.uint32();
+    if (tag >>> FIELD === 7) devices.push(merged(reader, LinuxDeviceCgroupSchema, undefined));
+    else pass(reader, tag);
+  }
+}
+
+/** A mount of which the source is looked at, and more only where a plan mounts something at the same place. */
+class LazyMount implements ReadMount {
+  readonly #bytes: Uint8Array;
+  readonly destination: string;
+  readonly source: string;
+  #rest: Pick<ReadMount, "type" | "options"> | undefined;
+
+  constructor(reader: BinaryReader) {
+    const bytes = reader.bytes();
+    this.#bytes = bytes;
+    let [destination, source] = ["", ""];
+    const own = new BinaryReader(bytes);
+    while (own.pos < bytes.length) {
+      const tag = own.uint32();
+      if (tag >>> FIELD === 1) destination = own.string(true);
+      else if (tag >>> FIELD === 3) source = own.string(true);
+      else pass(own, tag);
+    }
+    this.destination = destination;
+    this.source = source;
+  }
+
+  get type(): string {
+    return this.#whole().type;
+  }
+
+  get options(): string[] {
+    return this.#whole().options;
+  }
+
+  #whole(): Pick<ReadMount, "type" | "options"> {
+    this.#rest ??= fromBinary(MountSchema, this.#bytes);
+    return this.#rest;
+  }
+}
+
+/** An entry of a map of texts. */
+function readEntry(reader: BinaryReader, map: Record<string, string>): void {
+  let key = "";
+  let value = "";
+  for (const end = endOf(reader); reader.pos < end; ) {
+    const tag = reader.uint32();
+    if (tag >>> FIELD === 1) key = reader.string(true);
+    else if (tag >>> FIELD === 2) value = reader.string(true);
+    else pass(reader, tag);
+  }
+  // Set, it would be the map's prototype.
+  if (key === "__proto__") Object.defineProperty(map, key, { value, enumerable: true, configurable: true });
+  else map[key] = value;
+}
+
+function merged<T extends DescMessage>(
+  reader: BinaryReader,
+  schema: T,
+  begun: MessageShape<T> | undefined,
+): MessageShape<T> {
+  return mergeFromBinary(schema, begun ?? create(schema), reader.bytes());
+}
+
+/** Where the message ends that follows. */
+function endOf(reader: BinaryReader): number {
+  const length = reader.uint32();
+  return reader.pos + length;
+}
+
+/** Passes over a field. */
+function pass(reader: BinaryReader, tag: number): void {
+  const [field, type] = [tag >>> FIELD, tag & TYPE];
+  if (field === 0) throw new Error("illegal tag: field no 0");
+  if (type !== WireType.LengthDelimited) reader.skip(type, field);
+  // As `skip` does, which would make something of what it passes over. That it ends within the message is looked at last.
+  else reader.pos = endOf(reader);
+}

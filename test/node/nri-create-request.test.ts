@@ -1,0 +1,164 @@
+/** What is read of CreateContainer's request by hand, against what protobuf-es reads. */
+
+import assert from "node:assert/strict";
+import * as fs from "node:fs";
+import * as path from "node:path";
+import { test } from "node:test";
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { type CreateRequest, readCreateRequest } from "../../src/nri/create-request.ts";
+import { type ContainerSchema, CreateContainerRequestSchema, type PodSandboxSchema } from "../../src/nri/gen/nri_pb.js";
+import { below, pick, type Rand } from "../support/fuzz.ts";
+import { random } from "../support/random.ts";
+import { ROOT } from "../support/simulated-host.ts";
+
+/** As far as it is read. */
+function seen({ pod, container }: CreateRequest): unknown {
+  return {
+    pod: pod && { ...pick5(pod), annotations: Object.entries(pod.annotations) },
+    container: container && {
+      id: container.id,
+      name: container.name,
+      annotations: Object.entries(container.annotations),
+      env: container.env,
+      mounts: container.mounts.map(({ destination, type, source, options }) => ({
+        destination,
+        type,
+        source,
+        options,
+      })),
+      hooks: container.hooks,
+      user: container.user,
+      linux: container.linux && {
+        namespaces: container.linux.namespaces.map(({ type }) => type),
+        devices: container.linux.devices,
+        resources: container.linux.resources && { devices: container.linux.resources.devices },
+      },
+    },
+  };
+}
+
+function pick5({ id, name, uid, namespace }: NonNullable<CreateRequest["pod"]>) {
+  return { id, name, uid, namespace };
+}
+
+function whole(bytes: Uint8Array): unknown {
+  return seen(fromBinary(CreateContainerRequestSchema, bytes));
+}
+
+const TEXTS = ["", "a", "/dev/nvidia0", "é😀", "x".repeat(32), "y".repeat(33), "ö".repeat(200), "__proto__", "\0"];
+
+function list<T>(rand: Rand, make: () => T): T[] {
+  return Array.from({ length: below(rand, 4) }, make);
+}
+
+function maybe<T>(rand: Rand, make: () => T): T | undefined {
+  return rand() < 0.5 ? make() : undefined;
+}
+
+function request(rand: Rand): Uint8Array {
+  const text = () => pick(rand, TEXTS);
+  const texts = () => list(rand, text);
+  const map = () => Object.fromEntries(list(rand, () => [text(), text()]));
+  const number = () => ({ value: below(rand, 1 << 30) });
+  const long = () => BigInt(below(rand, 1 << 30)) - 5n;
+  const hooks = () => list(rand, () => ({ path: text(), args: texts(), env: texts(), timeout: { value: long() } }));
+  const pod: MessageInitShape<typeof PodSandboxSchema> = {
+    id: text(),
+    name: text(),
+    uid: text(),
+    namespace: text(),
+    labels: map(),
+    annotations: map(),
+    linux: { cgroupsPath: text(), namespaces: [{ type: text() }] },
+    pid: below(rand, 1 << 20),
+    ips: texts(),
+  };
+  const container: MessageInitShape<typeof ContainerSchema> = {
+    id: text(),
+    podSandboxId: text(),
+    name: text(),
+    state: below(rand, 4),
+    labels: map(),
+    annotations: map(),
+    args: texts(),
+    env: texts(),
+    mounts: list(rand, () => ({ destination: text(), type: text(), source: text(), options: texts() })),
+    ...(rand() < 0.5 ? {} : { hooks: { prestart: hooks(), poststop: hooks() } }),
+    ...(rand() < 0.2
+      ? {}
+      : {
+          linux: {
+            namespaces: list(rand, () => ({ type: text(), path: text() })),
+            devices: list(rand, () => ({ path: text(), type: "c", major: long(), minor: long(), uid: number() })),
+            oomScoreAdj: { value: long() },
+            ...(rand() < 0.3
+              ? {}
+              : {
+                  resources: {
+                    memory: { limit: { value: long() } },
+                    unified: map(),
+                    devices: list(rand, () => ({
+                      allow: rand() < 0.5,
+                      type: text(),
+                      access: text(),
+                      ...(rand() < 0.5 ? {} : { major: { value: long() } }),
+                    })),
+                  },
+                }),
+          },
+        }),
+    pid: below(rand, 1 << 20),
+    createdAt: long(),
+    exitCode: -1,
+    ...(rand() < 0.5 ? {} : { user: { uid: 1, gid: below(rand, 5), additionalGids: [1, 1 << 30] } }),
+  };
+  const parts = { ...(maybe(rand, () => 0) === 0 ? { pod } : {}), ...(rand() < 0.1 ? {} : { container }) };
+  return toBinary(CreateContainerRequestSchema, create(CreateContainerRequestSchema, parts));
+}
+
+test("of a request is read what protobuf-es reads, whatever stands in it and in however many parts it comes", () => {
+  for (let seed = 0; seed < 300; seed++) {
+    const rand = random(seed);
+    const parts = [request(rand), request(rand)];
+    for (const bytes of [...parts, new Uint8Array(Buffer.concat(parts))]) {
+      assert.deepEqual(seen(readCreateRequest(bytes)), whole(bytes), `seed ${seed}`);
+    }
+  }
+});
+
+test("of the request that containerd 2.1 has made is read what protobuf-es reads", () => {
+  const bytes = new Uint8Array(fs.readFileSync(path.join(ROOT, "test/fixtures/nri/create-container-2.1.bin")));
+  assert.deepEqual(seen(readCreateRequest(bytes)), whole(bytes));
+  for (let length = 0; length < bytes.length; length++) {
+    const part = bytes.subarray(0, length);
+    assert.deepEqual(
+      outcome(part, (of) => seen(readCreateRequest(of))),
+      outcome(part, whole),
+      `${length} bytes`,
+    );
+  }
+});
+
+/** What comes of bytes that are cut off: the same, or an error. */
+function outcome(bytes: Uint8Array, read: (bytes: Uint8Array) => unknown): unknown {
+  try {
+    return read(bytes);
+  } catch (thrown) {
+    assert.ok(thrown instanceof Error);
+    return "an error";
+  }
+}
+
+test("what is no request is an error", () => {
+  const bad: Record<string, number[]> = {
+    "a field without a number": [0x02, 0x00],
+    "a container that is longer than the request": [0x12, 0x05, 0x0a],
+    "a label that is longer than the request": [0x12, 0x02, 0x2a, 0x7f],
+    "a type that there is none of": [0x1f],
+    "a name that is no text": [0x12, 0x03, 0x1a, 0x01, 0xff],
+  };
+  for (const [what, bytes] of Object.entries(bad)) {
+    assert.throws(() => readCreateRequest(new Uint8Array(bytes)), Error, what);
+    assert.throws(() => whole(new Uint8Array(bytes)), Error, what);
+  }
+});
