@@ -1,6 +1,6 @@
 import { resolveDeviceNodes } from "../cdi/edits.ts";
 import { openRegistry, type Registry } from "../cdi/registry.ts";
-import type { ContainerEdits } from "../cdi/spec.ts";
+import type { ContainerEdits, DeviceNode } from "../cdi/spec.ts";
 import { openIndex } from "../cdi/spec-index.ts";
 import type { Grant } from "../policy/grant.ts";
 import { isSettled } from "../sys/cache.ts";
@@ -19,7 +19,7 @@ const MOST = 64;
  */
 export class Memory implements PlanStore {
   #known: { readonly registry: Registry; readonly folders: readonly Folder[] } | undefined;
-  #plans = new Map<string, { readonly plan: Plan; readonly unresolved: readonly ContainerEdits[] }>();
+  #plans = new Map<string, Kept>();
 
   registry({ sys, host, specDirs, stateDir }: Pick<Machine, "sys" | "host" | "specDirs" | "stateDir">): Registry {
     if (this.#known !== undefined && isUnchanged(host, specDirs, this.#known.folders)) return this.#known.registry;
@@ -35,16 +35,31 @@ export class Memory implements PlanStore {
   find(grant: Grant, state: string, host: Files): Plan | undefined {
     const known = this.#plans.get(keyOf(grant, state));
     if (known === undefined) return undefined;
-    const nodes = known.unresolved.flatMap(({ deviceNodes }) => resolveDeviceNodes(deviceNodes ?? [], host));
-    const before = known.plan.edits.flatMap(({ edits }) => edits.deviceNodes ?? []);
-    return JSON.stringify(nodes) === JSON.stringify(before) ? known.plan : undefined;
+    const isSame = resolveDeviceNodes(known.unresolved, host).every((node, i) => isSameNode(node, known.nodes[i]));
+    return isSame ? known.plan : undefined;
   }
 
   keep(grant: Grant, state: string, plan: Plan, unresolved: readonly ContainerEdits[]): void {
     const [oldest] = this.#plans.keys();
     if (this.#plans.size >= MOST && oldest !== undefined) this.#plans.delete(oldest);
-    this.#plans.set(keyOf(grant, state), { plan, unresolved });
+    this.#plans.set(keyOf(grant, state), {
+      plan,
+      unresolved: unresolved.flatMap((edits) => edits.deviceNodes ?? []),
+      nodes: plan.edits.flatMap(({ edits }) => edits.deviceNodes ?? []),
+    });
   }
+}
+
+interface Kept {
+  readonly plan: Plan;
+  /** Its device nodes as the specs have them, and as they were resolved. */
+  readonly unresolved: readonly DeviceNode[];
+  readonly nodes: readonly DeviceNode[];
+}
+
+/** By what is taken from the host's node (resolveDeviceNodes); the rest is the spec's. */
+function isSameNode(a: DeviceNode, b: DeviceNode | undefined): boolean {
+  return a.type === b?.type && a.major === b?.major && a.minor === b?.minor && a.fileMode === b?.fileMode;
 }
 
 function keyOf(grant: Grant, state: string): string {

@@ -26,33 +26,79 @@ function os<T>(call: () => T): T {
   }
 }
 
-function kindOf(s: fs.BigIntStats | fs.Dirent): FileKind {
-  if (s.isFile()) return "file";
-  if (s.isDirectory()) return "dir";
-  if (s.isSymbolicLink()) return "link";
-  if (s.isCharacterDevice()) return "char";
-  if (s.isBlockDevice()) return "block";
-  if (s.isFIFO()) return "fifo";
-  return s.isSocket() ? "socket" : "unknown";
+function kindOf(e: fs.Dirent): FileKind {
+  if (e.isFile()) return "file";
+  if (e.isDirectory()) return "dir";
+  if (e.isSymbolicLink()) return "link";
+  if (e.isCharacterDevice()) return "char";
+  if (e.isBlockDevice()) return "block";
+  if (e.isFIFO()) return "fifo";
+  return e.isSocket() ? "socket" : "unknown";
 }
 
-function statOf(s: fs.BigIntStats): Stat {
-  const kind = kindOf(s);
-  const node = kind === "char" || kind === "block";
-  const times = [s.mtimeNs / 1_000_000_000n, s.mtimeNs % 1_000_000_000n, s.ctimeNs / 1_000_000_000n];
-  const stamp = [s.dev, s.ino, s.size, s.mode, s.uid, s.gid, ...times, s.ctimeNs % 1_000_000_000n];
-  return {
-    kind,
-    mode: Number(s.mode & 0o7777n),
-    uid: Number(s.uid),
-    gid: Number(s.gid),
-    size: Number(s.size),
-    // As major(3) and minor(3) take the number apart.
-    major: node ? Number(((s.rdev >> 8n) & 0xfffn) | ((s.rdev >> 32n) & ~0xfffn)) : 0,
-    minor: node ? Number((s.rdev & 0xffn) | ((s.rdev >> 12n) & 0xffffff00n)) : 0,
-    stamp: stamp.map((n) => n.toString(16)).join("."),
-    ctimeMs: Number(s.ctimeNs / 1_000_000n),
-  };
+/** By the bits of a mode that say what a file is. */
+const KINDS: Readonly<Record<number, FileKind>> = {
+  [fs.constants.S_IFREG]: "file",
+  [fs.constants.S_IFDIR]: "dir",
+  [fs.constants.S_IFLNK]: "link",
+  [fs.constants.S_IFCHR]: "char",
+  [fs.constants.S_IFBLK]: "block",
+  [fs.constants.S_IFIFO]: "fifo",
+  [fs.constants.S_IFSOCK]: "socket",
+};
+
+/** Nanoseconds. */
+const SECOND = 1_000_000_000n;
+
+/** What a caller does not ask for is not made: the daemon looks at files for each container. */
+class NodeStat implements Stat {
+  readonly #of: fs.BigIntStats;
+  readonly kind: FileKind;
+  readonly mode: number;
+
+  constructor(of: fs.BigIntStats) {
+    const mode = Number(of.mode);
+    this.#of = of;
+    this.kind = KINDS[mode & fs.constants.S_IFMT] ?? "unknown";
+    this.mode = mode & 0o7777;
+  }
+
+  get uid(): number {
+    return Number(this.#of.uid);
+  }
+
+  get gid(): number {
+    return Number(this.#of.gid);
+  }
+
+  get size(): number {
+    return Number(this.#of.size);
+  }
+
+  // As major(3) and minor(3) take the number apart.
+  get major(): number {
+    const { rdev } = this.#of;
+    return this.#isNode ? Number(((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & ~0xfffn)) : 0;
+  }
+
+  get minor(): number {
+    const { rdev } = this.#of;
+    return this.#isNode ? Number((rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n)) : 0;
+  }
+
+  get stamp(): string {
+    const { dev, ino, size, mode, uid, gid, mtimeNs, ctimeNs } = this.#of;
+    const times = [mtimeNs / SECOND, mtimeNs % SECOND, ctimeNs / SECOND, ctimeNs % SECOND];
+    return [dev, ino, size, mode, uid, gid, ...times].map((n) => n.toString(16)).join(".");
+  }
+
+  get ctimeMs(): number {
+    return Number(this.#of.ctimeNs / 1_000_000n);
+  }
+
+  get #isNode(): boolean {
+    return this.kind === "char" || this.kind === "block";
+  }
 }
 
 /** A path beneath `root`, every link on the way resolved beneath it too: openat2's RESOLVE_IN_ROOT, without its atomicity. */
@@ -87,7 +133,7 @@ function statOrNothing(path: string, follow: boolean): Stat | undefined {
     // No error is made for what is not there, which costs more than all else.
     const options = { bigint: true, throwIfNoEntry: false } as const;
     const s = follow ? fs.statSync(path, options) : fs.lstatSync(path, options);
-    return s && statOf(s);
+    return s && new NodeStat(s);
   } catch (thrown) {
     const code = (thrown as NodeJS.ErrnoException).code;
     if (code === "ENOTDIR") return undefined;
@@ -227,8 +273,17 @@ function treeOf(root: string): Tree {
   };
 }
 
+/** As writeFileSync does it, without making bytes of the text first. */
 function write(path: string, text: string, mode: number, flag: "wx" | "a"): void {
-  os(() => fs.writeFileSync(path, text, { mode, flag }));
+  os(() => {
+    const fd = fs.openSync(path, flag, mode);
+    try {
+      const done = fs.writeSync(fd, text);
+      if (done < Buffer.byteLength(text)) fs.writeFileSync(fd, Buffer.from(text).subarray(done));
+    } finally {
+      fs.closeSync(fd);
+    }
+  });
 }
 
 function readInput(limit: number): string {
