@@ -72,6 +72,61 @@ export function toAdjustment(
   });
 }
 
+/**
+ * The adjustments of one plan. Nearly all containers have nothing of their own where a plan puts something, and get the
+ * same one, which then is encoded only once (session.ts).
+ */
+export class Adjustments {
+  readonly #edits: readonly ContainerEdits[];
+  readonly #annotations: Readonly<Record<string, string>>;
+  readonly #names: ReadonlySet<string>;
+  readonly #destinations: ReadonlySet<string>;
+  readonly #paths: ReadonlySet<string>;
+  readonly #hasHooks: boolean;
+  #last: { readonly of: string; readonly adjustment: ContainerAdjustment } | undefined;
+
+  constructor(edits: readonly ContainerEdits[], annotations: Readonly<Record<string, string>>) {
+    this.#edits = edits;
+    this.#annotations = annotations;
+    this.#names = new Set(edits.flatMap(({ env = [] }) => env.map(envName)));
+    this.#destinations = new Set(edits.flatMap(({ mounts = [] }) => mounts.map((mount) => mount.containerPath)));
+    this.#paths = new Set(edits.flatMap(({ deviceNodes = [] }) => deviceNodes.map((node) => node.path)));
+    this.#hasHooks = edits.some(({ hooks = [] }) => hooks.length > 0);
+  }
+
+  /** As `toAdjustment`. */
+  of(container: ReadContainer, nri: NriVersion): ContainerAdjustment {
+    const make = () => toAdjustment(this.#edits, this.#annotations, container, nri);
+    if (!this.#isBare(container)) return make();
+    const of = restOf(container, nri);
+    if (this.#last?.of === of) return this.#last.adjustment;
+    const adjustment = make();
+    this.#last = { of, adjustment };
+    return adjustment;
+  }
+
+  /** Whether the container has nothing where the edits put something. */
+  #isBare({ env, mounts, linux, hooks, annotations }: ReadContainer): boolean {
+    return (
+      !(this.#hasHooks && hooks !== undefined) &&
+      !env.some((entry) => this.#names.has(envName(entry))) &&
+      !mounts.some(({ destination }) => this.#destinations.has(destination)) &&
+      linux?.devices.some(({ path }) => this.#paths.has(path)) !== true &&
+      !Object.keys(this.#annotations).some((name) => Object.hasOwn(annotations, name))
+    );
+  }
+}
+
+/** What else of a container its adjustment depends on: its user, and what it may use. */
+function restOf({ linux, user }: ReadContainer, { major, minor }: NriVersion): string {
+  let rest = `${major}.${minor} ${user && `${user.uid}:${user.gid}:${user.additionalGids}`}`;
+  if (linux?.namespaces.some(({ type }) => type === "user")) rest += " in a user namespace";
+  for (const { allow, type, major, minor, access } of linux?.resources?.devices ?? []) {
+    rest += ` ${allow ? "+" : "-"}${quote(type)} ${major?.value}:${minor?.value} ${quote(access)}`;
+  }
+  return rest;
+}
+
 /** Whether the adjustment asks for nothing. */
 export function isEmpty({ annotations, mounts, env, hooks, linux }: ContainerAdjustment): boolean {
   return (

@@ -27,7 +27,7 @@ import { shownPod } from "../policy/pod.ts";
 import { readNvidiaVariables } from "../request/nvidia.ts";
 import { ASK } from "../request/request.ts";
 import { SluiceError } from "../sys/error.ts";
-import { isEmpty, toAdjustment, toConfig } from "./adjust.ts";
+import { Adjustments, isEmpty, toConfig } from "./adjust.ts";
 import type { ReadContainer, ReadPod } from "./create-request.ts";
 import {
   type Container,
@@ -344,14 +344,8 @@ function linuxOf({ linux }: ContainerAdjustment) {
 
 /** @throws SluiceError E_NRI_*, E_EDIT_* */
 function adjust(machine: Machine, container: ReadContainer, nri: NriVersion, plan: Plan): Adjusted {
-  const final = sayable(machine, plan, limitsOf(container, nri));
-  const adjustment = toAdjustment(
-    final.edits.map(({ edits }) => edits),
-    { [STAMP]: final.digest },
-    container,
-    nri,
-  );
-  return { plan: final, adjustment };
+  const { plan: final, adjustments } = sayable(machine, plan, limitsOf(container, nri));
+  return { plan: final, adjustment: adjustments.of(container, nri) };
 }
 
 /** Since when a plugin can say more of a device's access than that there is a device. */
@@ -383,21 +377,29 @@ function limitsOf({ env }: ReadContainer, nri: NriVersion): Limits {
   };
 }
 
-/** Plans as they were last said, by the plan that they were made of: a process that lives makes the same ones again. */
-const said = new WeakMap<Plan, { readonly limits: Limits; readonly plan: Plan }>();
+interface Sayable {
+  /** A plan of its own where that is less. */
+  readonly plan: Plan;
+  readonly adjustments: Adjustments;
+}
 
-/** The plan as far as the runtime can be told of it; a plan of its own where that is less. */
-function sayable({ sys }: Machine, plan: Plan, limits: Limits): Plan {
+/** Plans as they were last said, by the plan that they were made of: a process that lives makes the same ones again. */
+const said = new WeakMap<Plan, { readonly limits: Limits; readonly sayable: Sayable }>();
+
+/** The plan as far as the runtime can be told of it. */
+function sayable({ sys }: Machine, plan: Plan, limits: Limits): Sayable {
   const before = said.get(plan);
-  if (before?.limits.noMake === limits.noMake && before.limits.noVisible === limits.noVisible) return before.plan;
-  const edits = plan.edits.map((planned) => ({ ...planned, edits: within(planned.edits, limits) }));
+  if (before?.limits.noMake === limits.noMake && before.limits.noVisible === limits.noVisible) return before.sayable;
+  const planned = plan.edits.map((one) => ({ ...one, edits: within(one.edits, limits) }));
   let final = plan;
-  if (edits.some(({ edits: own }, i) => own !== plan.edits[i]?.edits)) {
-    const text = JSON.stringify({ devices: plan.devices, edits });
-    final = { digest: sys.sha256(text), devices: plan.devices, edits, text, specs: plan.specs };
+  if (planned.some(({ edits }, i) => edits !== plan.edits[i]?.edits)) {
+    const text = JSON.stringify({ devices: plan.devices, edits: planned });
+    final = { digest: sys.sha256(text), devices: plan.devices, edits: planned, text, specs: plan.specs };
   }
-  said.set(plan, { limits, plan: final });
-  return final;
+  const edits = planned.map((one) => one.edits);
+  const made = { plan: final, adjustments: new Adjustments(edits, { [STAMP]: final.digest }) };
+  said.set(plan, { limits, sayable: made });
+  return made;
 }
 
 function within(edits: ContainerEdits, { noMake, noVisible }: Limits): ContainerEdits {

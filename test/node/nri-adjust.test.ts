@@ -4,9 +4,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import type { ContainerEdits, DeviceNode } from "../../src/cdi/spec.ts";
-import { isEmpty, toAdjustment } from "../../src/nri/adjust.ts";
+import { Adjustments, isEmpty, toAdjustment } from "../../src/nri/adjust.ts";
 import { type ContainerAdjustment, ContainerSchema } from "../../src/nri/gen/nri_pb.js";
 import { HOOK_ENV } from "../../src/oci/apply.ts";
+import { pick, type Rand } from "../support/fuzz.ts";
+import { random } from "../support/random.ts";
 
 const V8 = { major: 0, minor: 8 };
 const V10 = { major: 0, minor: 10 };
@@ -240,4 +242,70 @@ test("in a user namespace mounts are mapped, as the runtime door maps them", () 
     { linux: { namespaces: [{ type: "user" }] } },
   );
   assert.deepEqual(mounts[0]?.options, ["ro", "rbind", "ridmap"]);
+});
+
+/** A container in whose parts a plan's own may stand already. */
+function someContainer(rand: Rand): Init {
+  const maybe = <T>(value: T, odds = 0.15): T[] => (rand() < odds ? [value] : []);
+  const [user] = maybe({ uid: pick(rand, [0, 7]), gid: pick(rand, [0, 8]), additionalGids: maybe(44, 0.5) }, 0.5);
+  const [hooks] = maybe({ createContainer: maybe({ path: "/hook", args: ["hook"], env: [...HOOK_ENV] }, 0.5) }, 0.3);
+  return {
+    id: String(rand()),
+    env: ["PATH=/bin", ...maybe("GPU=1"), ...maybe("GPU=2")],
+    annotations: { ...(rand() < 0.15 && { plan: "1" }), ...(rand() < 0.15 && { plan: "2" }), other: "1" },
+    mounts: [
+      { destination: "/proc", type: "proc" },
+      ...maybe({ destination: "/lib/x", source: "/host/x", type: "", options: ["ro"] }),
+    ],
+    ...(hooks && { hooks }),
+    ...(user && { user }),
+    linux: {
+      namespaces: [{ type: "pid" }, ...maybe({ type: "user" }, 0.3)],
+      devices: [
+        ...maybe({ path: NODE.path, type: "c", major: 195n, minor: 0n }),
+        ...maybe({ path: NODE.path, type: "c", major: 1n, minor: 3n }),
+      ],
+      resources: {
+        devices: [
+          ...maybe({ allow: false, access: "rwm" }, 0.8),
+          ...maybe({ allow: true, type: "c", major: { value: 195n }, access: "rw" }, 0.3),
+        ],
+      },
+    },
+  };
+}
+
+test("what a plan's adjustments keep is what would be made anew, for each container", () => {
+  const edits: ContainerEdits[] = [
+    { env: ["GPU=1"], mounts: [{ hostPath: "/host/x", containerPath: "/lib/x", options: ["ro"] }] },
+    { deviceNodes: [NODE] },
+    { hooks: [{ hookName: "createContainer", path: "/hook", args: ["hook"] }] },
+    { additionalGids: [44] },
+  ];
+  const outcome = (make: () => ContainerAdjustment): unknown => {
+    try {
+      return make();
+    } catch (thrown) {
+      return String(thrown);
+    }
+  };
+  for (let seed = 0; seed < 50; seed++) {
+    const rand = random(seed);
+    const own = edits.filter(() => rand() < 0.6);
+    const annotations = { plan: "1" };
+    const kept = new Adjustments(own, annotations);
+    for (let i = 0; i < 40; i++) {
+      const container = create(ContainerSchema, someContainer(rand));
+      const nri = pick(rand, [V8, V10, V11]);
+      const now = outcome(() => kept.of(container, nri));
+      assert.deepEqual(
+        now,
+        outcome(() => toAdjustment(own, annotations, container, nri)),
+        `seed ${seed}, ${i}`,
+      );
+    }
+  }
+  const same = new Adjustments(edits.slice(0, 2), { plan: "1" });
+  const [one, two] = ["a", "b"].map((id) => same.of(create(ContainerSchema, { id, env: [`ID=${id}`] }), V11));
+  assert.equal(one, two, "one that is kept is the same object");
 });
