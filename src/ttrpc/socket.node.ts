@@ -16,8 +16,48 @@ const JOIN = 16 << 10;
 /** For a peer that does not read what was sent to it before the end. */
 const CLOSE_PATIENCE_MS = 2000;
 
+/** Bytes that are read at once. */
+const READ = 64 << 10;
+
+/** How a socket is read: by its stream, or into one piece of memory, which takes less. */
+type Reading = (receive: (bytes: Uint8Array) => void) => void;
+
 /** A connected socket, or one that is still connecting, of which nobody else reads. */
 export function socketStream(socket: net.Socket): ByteStream {
+  // Not as the Buffer that it is: its slices would be something else than those of a Uint8Array.
+  return streamOf(socket, (receive) => {
+    socket.on("data", (b: Buffer) => receive(new Uint8Array(b.buffer, b.byteOffset, b.length)));
+  });
+}
+
+/** Makes a socket of its own for a stream: an open one, say. @throws Error where `make` does */
+export function openStream(make: (options: { readonly onread: net.OnReadOpts }) => net.Socket): ByteStream {
+  return ownSocket(make).stream;
+}
+
+function ownSocket(make: (options: { readonly onread: net.OnReadOpts }) => net.Socket): {
+  readonly socket: net.Socket;
+  readonly stream: ByteStream;
+} {
+  const early: Uint8Array[] = [];
+  let receive = (bytes: Uint8Array): void => void early.push(bytes);
+  const onread = {
+    buffer: new Uint8Array(READ),
+    callback(length: number, buffer: Uint8Array): boolean {
+      receive(buffer.slice(0, length)); // what follows is read to the same place
+      return true;
+    },
+  };
+  const socket = make({ onread });
+  const stream = streamOf(socket, (to) => {
+    receive = to;
+    for (const bytes of early.splice(0)) to(bytes);
+    socket.resume(); // so that its end is told
+  });
+  return { socket, stream };
+}
+
+function streamOf(socket: net.Socket, read: Reading): ByteStream {
   let error: Error | undefined;
   let room: Promise<void> | undefined;
   let hasRoom = (): void => {};
@@ -38,8 +78,7 @@ export function socketStream(socket: net.Socket): ByteStream {
   socket.on("close", wasDrained);
   return {
     start(receiver: Receiver) {
-      // Not as the Buffer that it is: its slices would be something else than those of a Uint8Array.
-      socket.on("data", (b: Buffer) => receiver.data(new Uint8Array(b.buffer, b.byteOffset, b.length)));
+      read((bytes) => receiver.data(bytes));
       // A peer that has closed one direction has closed: the protocol knows no half-open connection.
       socket.once("end", close);
       if (socket.closed) setImmediate(() => receiver.closed(error));
@@ -78,11 +117,11 @@ function send(socket: net.Socket, parts: readonly Uint8Array[]): boolean {
 /** Connects to a unix socket. @throws Error by the promise */
 export function connectUnix(path: string): Promise<ByteStream> {
   return new Promise((resolve, reject) => {
-    const socket = net.connect(path);
+    const { socket, stream } = ownSocket((options) => net.connect({ path, ...options }));
     socket.once("error", reject);
     socket.once("connect", () => {
       socket.off("error", reject);
-      resolve(socketStream(socket));
+      resolve(stream);
     });
   });
 }
