@@ -14,7 +14,7 @@ import { sys } from "../sys/node.ts";
 import { BUILD } from "../sys/version.ts";
 import { ContainerCount } from "./containers.ts";
 import { Daemon } from "./daemon.ts";
-import { keepHeapSmall } from "./heap.ts";
+import { keepHeapSmall, optimizeFromNow } from "./heap.ts";
 import { liveMachine } from "./live-machine.ts";
 import { type Log, type Logs, logFile, openLogs } from "./logs.ts";
 import { measured } from "./measured-evidence.ts";
@@ -85,6 +85,7 @@ async function main(): Promise<void> {
     handlers: handlersOf(live, evidence, metrics, log),
     env: process.env,
     onState: (state) => {
+      if (state.state === "registered") optimizeFromNow();
       daemon.nri(statusOf(state));
       if ("error" in state) log.warn({ err: state.error }, `NRI: ${state.state}`);
       else log.info(state, `NRI: ${state.state}`);
