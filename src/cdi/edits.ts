@@ -122,7 +122,9 @@ function resolveDeviceNode(node: DeviceNode, files: Files): ResolvedDeviceNode {
     );
   }
   const resolved: ResolvedDeviceNode = { ...node, hostPath, type: node.type ?? type, fileMode };
-  if (resolved.type === "p") return resolved;
-  if ((node.major ?? 0) === 0) return { ...resolved, major: stat.major, minor: stat.minor };
+  if (resolved.type !== "p" && (node.major ?? 0) === 0) {
+    resolved.major = stat.major;
+    resolved.minor = stat.minor;
+  }
   return resolved;
 }

@@ -122,7 +122,7 @@ function restOf({ linux, user }: ReadContainer, { major, minor }: NriVersion): s
   let rest = `${major}.${minor} ${user && `${user.uid}:${user.gid}:${user.additionalGids}`}`;
   if (linux?.namespaces.some(({ type }) => type === "user")) rest += " in a user namespace";
   for (const { allow, type, major, minor, access } of linux?.resources?.devices ?? []) {
-    rest += ` ${allow ? "+" : "-"}${quote(type)} ${major?.value}:${minor?.value} ${quote(access)}`;
+    rest += `\n${allow ? "+" : "-"} ${JSON.stringify(type)} ${major?.value}:${minor?.value} ${JSON.stringify(access)}`;
   }
   return rest;
 }

@@ -144,7 +144,7 @@ function readContainer(reader: BinaryReader, container: ContainerDraft): void {
         container.env.push(reader.string(true));
         break;
       case 9:
-        container.mounts.push(new LazyMount(reader));
+        container.mounts.push(readMount(reader));
         break;
       case 10:
         container.hooks = merged(reader, HooksSchema, container.hooks);
@@ -202,24 +202,13 @@ function readResources(reader: BinaryReader, { devices }: { readonly devices: Li
 
 /** A mount of which the source is looked at, and more only where a plan mounts something at the same place. */
 class LazyMount implements ReadMount {
+  destination = "";
+  source = "";
   readonly #bytes: Uint8Array;
-  readonly destination: string;
-  readonly source: string;
   #rest: Pick<ReadMount, "type" | "options"> | undefined;
 
-  constructor(reader: BinaryReader) {
-    const bytes = reader.bytes();
+  constructor(bytes: Uint8Array) {
     this.#bytes = bytes;
-    let [destination, source] = ["", ""];
-    const own = new BinaryReader(bytes);
-    while (own.pos < bytes.length) {
-      const tag = own.uint32();
-      if (tag >>> FIELD === 1) destination = own.string(true);
-      else if (tag >>> FIELD === 3) source = own.string(true);
-      else pass(own, tag);
-    }
-    this.destination = destination;
-    this.source = source;
   }
 
   get type(): string {
@@ -234,6 +223,21 @@ class LazyMount implements ReadMount {
     this.#rest ??= fromBinary(MountSchema, this.#bytes);
     return this.#rest;
   }
+}
+
+function readMount(reader: BinaryReader): ReadMount {
+  const start = reader.pos;
+  const mount = new LazyMount(reader.bytes());
+  const after = reader.pos;
+  reader.pos = start;
+  for (const end = endOf(reader); reader.pos < end; ) {
+    const tag = reader.uint32();
+    if (tag >>> FIELD === 1) mount.destination = reader.string(true);
+    else if (tag >>> FIELD === 3) mount.source = reader.string(true);
+    else pass(reader, tag);
+  }
+  reader.pos = after;
+  return mount;
 }
 
 /** An entry of a map of texts. */

@@ -304,8 +304,8 @@ function podOf({ namespace, name, uid }: ReadPod): Omit<PodContainer, "container
   return { namespace, pod: name, uid };
 }
 
-function askerOf(pod: ReadPod, container: ReadContainer): Asker {
-  return { door: DOOR, id: container.id, pod: { ...podOf(pod), container: container.name } };
+function askerOf({ namespace, name, uid }: ReadPod, container: ReadContainer): Asker {
+  return { door: DOOR, id: container.id, pod: { namespace, pod: name, container: container.name, uid } };
 }
 
 /** What a container is given besides its config.json: the annotations of its pod by which it may ask. */
