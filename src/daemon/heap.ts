@@ -20,7 +20,7 @@ export function keepHeapSmall(): void {
   }, INTERVAL).unref();
 }
 
-/** V8's own budget, after which a function is compiled by the optimizer. The build sets ten times as much at the start. */
+/** Of Node 20's V8, after which a function is compiled by the optimizer. At the start it is more (scripts/build.ts). */
 const BUDGET = 67_584;
 
 /**
