@@ -4,7 +4,7 @@ import * as fs from "node:fs";
 import * as net from "node:net";
 import * as path from "node:path";
 import { reasonOf, SluiceError } from "../sys/error.ts";
-import { connectUnix, nodeTimers, openStream } from "../ttrpc/socket.node.ts";
+import { connectUnix, nodeTimers, ownStream } from "../ttrpc/socket.node.ts";
 import type { ByteStream } from "../ttrpc/stream.ts";
 import { type Handlers, type Runtime, type Session, startSession } from "./session.ts";
 
@@ -77,7 +77,7 @@ export function startPlugin(options: PluginOptions): RunningPlugin {
   const runLaunched = async (): Promise<void> => {
     let trunk: ByteStream;
     try {
-      trunk = openStream((reading) => new net.Socket({ fd: Number(descriptor), ...reading }));
+      trunk = ownStream((reading) => new net.Socket({ fd: Number(descriptor), ...reading })).stream;
     } catch (thrown) {
       const what = `NRI_PLUGIN_SOCKET is ${JSON.stringify(descriptor)}, which is no socket (${reasonOf(thrown)})`;
       const error = new SluiceError("E_NRI_CONNECT", what, "let the container runtime launch the plugin");

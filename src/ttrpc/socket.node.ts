@@ -19,7 +19,7 @@ const CLOSE_PATIENCE_MS = 2000;
 /** Bytes that are read at once. */
 const READ = 64 << 10;
 
-/** How a socket is read: by its stream, or into one piece of memory, which takes less. */
+/** How a socket is read. */
 type Reading = (receive: (bytes: Uint8Array) => void) => void;
 
 /** A connected socket, or one that is still connecting, of which nobody else reads. */
@@ -30,15 +30,16 @@ export function socketStream(socket: net.Socket): ByteStream {
   });
 }
 
-/** Makes a socket of its own for a stream: an open one, say. @throws Error where `make` does */
-export function openStream(make: (options: { readonly onread: net.OnReadOpts }) => net.Socket): ByteStream {
-  return ownSocket(make).stream;
-}
-
-function ownSocket(make: (options: { readonly onread: net.OnReadOpts }) => net.Socket): {
+/**
+ * A stream with a socket of its own, which reads into one piece of memory.
+ *
+ * @param make makes the socket, with these options among others
+ */
+export function ownStream(make: (options: { readonly onread: net.OnReadOpts }) => net.Socket): {
   readonly socket: net.Socket;
   readonly stream: ByteStream;
 } {
+  // What comes before the stream is started.
   const early: Uint8Array[] = [];
   let receive = (bytes: Uint8Array): void => void early.push(bytes);
   const onread = {
@@ -117,7 +118,7 @@ function send(socket: net.Socket, parts: readonly Uint8Array[]): boolean {
 /** Connects to a unix socket. @throws Error by the promise */
 export function connectUnix(path: string): Promise<ByteStream> {
   return new Promise((resolve, reject) => {
-    const { socket, stream } = ownSocket((options) => net.connect({ path, ...options }));
+    const { socket, stream } = ownStream((options) => net.connect({ path, ...options }));
     socket.once("error", reject);
     socket.once("connect", () => {
       socket.off("error", reject);

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import * as net from "node:net";
 import * as path from "node:path";
 import { type TestContext, test } from "node:test";
+import { setTimeout as delay } from "node:timers/promises";
 import { Client } from "../../src/ttrpc/client.ts";
 import { MAX_BODY } from "../../src/ttrpc/frame.ts";
 import { Server, type ServerConnection } from "../../src/ttrpc/server.ts";
@@ -117,6 +118,25 @@ test("what was sent before the end arrives, and both sides learn of the end", as
   assert.ok(Buffer.concat(received).equals(body));
   assert.equal(stream.write([body]), undefined);
   stream.close();
+});
+
+test("what comes before a stream is started, and while it is paused, is not lost, and pieces that are kept stay", async (t) => {
+  const whole = Buffer.from(Array.from({ length: 1 << 20 }, (_, i) => (i * 7) ^ (i >> 9)));
+  const scene = await listen(t, (socket) => socket.end(whole));
+  const stream = await connectUnix(scene.socket);
+  await delay(20);
+  const kept: Uint8Array[] = [];
+  const closed = new Promise<Error | undefined>((resolve) =>
+    stream.start({ data: (bytes) => void kept.push(bytes), closed: resolve }),
+  );
+  stream.pause();
+  await delay(20);
+  const before = kept.length;
+  await delay(20);
+  assert.equal(kept.length, before);
+  stream.resume();
+  assert.equal(await closed, undefined);
+  assert.ok(Buffer.concat(kept).equals(whole));
 });
 
 test("a stream that closes lets go of who waits for room", async (t) => {
