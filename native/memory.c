@@ -19,7 +19,7 @@
 #ifdef SLUICE_TRAINING
 #define SNAPSHOT ((size_t)64 << 20)
 #else
-#define SNAPSHOT ((size_t)768 << 10)
+#define SNAPSHOT ((size_t)832 << 10)
 #endif
 // Bytes of the piece behind it, which most calls never leave, and of further ones.
 #define PIECE ((size_t)4 << 20)
@@ -64,6 +64,13 @@ struct place {
 };
 static const struct place *order;
 static size_t ordered, placed;
+// In an offset: that the block is to lie in the piece behind the snapshot.
+#define OUTSIDE 0x80000000u
+
+static int is_outside(const struct place *place)
+{
+    return (place->offset & OUTSIDE) != 0;
+}
 
 static struct head *head_of(const void *block)
 {
@@ -130,13 +137,15 @@ static void *take_large(size_t size)
 static struct head *next_place(size_t size)
 {
     size_t offset;
+    int outside;
 
     if (placed == ordered || order[placed].size != size)
         return NULL;
-    offset = order[placed++].offset;
-    if (offset >= SNAPSHOT)
-        return offset - SNAPSHOT + size <= PIECE ? (struct head *)(first_piece + offset - SNAPSHOT) : NULL;
-    return offset + size <= SNAPSHOT ? (struct head *)(snapshot.memory + offset) : NULL;
+    outside = is_outside(&order[placed]);
+    offset = order[placed++].offset & ~OUTSIDE;
+    if (offset + size > (outside ? PIECE : SNAPSHOT))
+        return NULL;
+    return (struct head *)((outside ? first_piece : snapshot.memory) + offset);
 }
 
 // `zero` is set where the memory is known to be zero.
@@ -314,12 +323,12 @@ int sluice_snapshot_write(JSContext *ctx, JSValue doors)
     size_t left = sizeof snapshot;
 
     if (order) {
-        // The freed blocks were put where the snapshot does not reach. What comes later lies behind all others.
+        // The freed blocks were put outside. What comes later lies behind all others.
         memset(snapshot.freed, 0, sizeof snapshot.freed);
         for (size_t i = 0; i < placed; i++) {
             unsigned char *end = snapshot.memory + order[i].offset + order[i].size;
 
-            if (order[i].offset < SNAPSHOT && end > snapshot.piece.next)
+            if (!is_outside(&order[i]) && end > snapshot.piece.next)
                 snapshot.piece.next = end;
         }
     } else {

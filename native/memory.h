@@ -19,8 +19,8 @@ extern const JSMallocFunctions sluice_memory;
 // Before the snapshot's engine is made: where its blocks are to be. The kernel copies each page of the snapshot that is
 // written to, which takes longer than most of what a call does, so what calls write to should lie together. The file has
 // two 32-bit numbers for each block, in the order in which they are made: where it starts in the snapshot, and its bytes,
-// both with its head. What is freed before the snapshot is written belongs behind its end: it is left out. 0, or -1 where
-// there is no such file. Of another program's order, the engine finds no memory.
+// both with its head. What is freed before the snapshot is written belongs outside, which the highest bit of the first
+// number says: it is left out. 0, or -1 where there is no such file. Of another program's order, the engine finds no memory.
 int sluice_snapshot_order(const char *path);
 
 // Writes the snapshot of `ctx`, which has all its memory from here, to standard output; sluice_snapshot_doors gives
