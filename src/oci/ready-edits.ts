@@ -89,19 +89,17 @@ export class ReadyEdits {
    * The tree for `patchJson` of a config.json with these edits, as `applyEdits` and `withoutPresent` make it; `undefined`
    * for a container that needs them one by one: it has devices of its own, or its mounts differ from all others'.
    */
-  applyTo(config: Config): Config | undefined {
+  applyTo(config: Config): object | undefined {
     const { rest, devices, rules, groups } = this.#head;
     const { linux, mounts = [] } = config;
     if ((linux?.devices ?? []).length > 0 || mounts.length === 0 || hasUserNamespace(config)) return undefined;
-    const next: Config = { ...applyEdits(config, withoutPresent(config, rest)) };
-    if (devices > 0) {
-      next.linux = { ...next.linux, devices: this.#devicesFor(config) };
-      if (rules > 0) {
-        const added = this.#elements(devices, devices + rules);
-        next.linux.resources = { ...linux?.resources, devices: [...(linux?.resources?.devices ?? []), added as never] };
-      }
+    const next: Record<string, unknown> = { ...applyEdits(config, withoutPresent(config, rest)) };
+    if (devices > 0) next["linux"] = { ...(next["linux"] ?? {}), devices: this.#devicesFor(config) };
+    if (rules > 0) {
+      const all = [...(linux?.resources?.devices ?? []), this.#elements(devices, devices + rules)];
+      next["linux"] = { ...(next["linux"] ?? {}), resources: { ...linux?.resources, devices: all } };
     }
-    if (groups.length > 0) next.mounts = this.#mergeMounts(mounts);
+    if (groups.length > 0) next["mounts"] = this.#mergeMounts(mounts);
     return next;
   }
 
@@ -109,15 +107,15 @@ export class ReadyEdits {
     return new Elements(this.#text.slice(start, end));
   }
 
-  #devicesFor({ process }: Config): LinuxDevice[] {
+  #devicesFor({ process }: Config): (LinuxDevice | Elements)[] {
     const owner = ownerOf(process?.user);
     const ready = this.#elements(0, this.#head.devices);
-    if (owner.uid === undefined && owner.gid === undefined) return [ready as never];
+    if (owner.uid === undefined && owner.gid === undefined) return [ready];
     return (JSON.parse(`[${ready.text}]`) as LinuxDevice[]).map((device) => ({ ...device, ...owner, ...device }));
   }
 
-  #mergeMounts(old: readonly Mount[]): Mount[] {
-    const levels = new Map<number, Mount[]>();
+  #mergeMounts(old: readonly Mount[]): (Mount | Elements)[] {
+    const levels = new Map<number, (Mount | Elements)[]>();
     const replaced = new Set<string>();
     for (const mount of old) {
       const { destination } = mount;
@@ -127,7 +125,7 @@ export class ReadyEdits {
     }
     let at = this.#head.devices + this.#head.rules;
     for (const [depth, length] of this.#head.groups) {
-      listIn(levels, depth).push(this.#elements(at, at + length) as never);
+      listIn(levels, depth).push(this.#elements(at, at + length));
       at += length;
     }
     return [...levels].sort((a, b) => a[0] - b[0]).flatMap((level) => level[1]);

@@ -82,7 +82,7 @@ export function applyPlan(config: Config, plan: Pick<Plan, "digest" | "edits">):
   return stamped(applyEdits(config, withoutPresent(config, edits)), plan.digest);
 }
 
-function stamped(config: Config, digest: string): Config {
+function stamped<T extends { annotations?: Config["annotations"] }>(config: T, digest: string): T {
   return { ...config, annotations: { ...config.annotations, [STAMP]: digest } };
 }
 
