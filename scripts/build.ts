@@ -349,10 +349,10 @@ async function main(): Promise<void> {
   const headers = filesIn(native, ".h");
   const [engineObjects, ...ours] = await Promise.all([
     compileEngine(engine),
-    ...["sysmod.c", "engine.c", "js.c"].map((name) => compileC(path.join(native, name), flags, headers)),
+    ...["sysmod.c", "bulk.c", "engine.c", "js.c"].map((name) => compileC(path.join(native, name), flags, headers)),
   ]);
-  const [sysmod, engineObject, js] = ours as [string, string, string];
-  const shared = [sysmod, engineObject, ...engineObjects];
+  const [sysmod, bulk, engineObject, js] = ours as [string, string, string, string];
+  const shared = [sysmod, bulk, engineObject, ...engineObjects];
   const compiler = path.join(base, "sluice-js");
   const args = [...LINK, "-o", compiler, js, ...shared, "-lm", "-lpthread"];
   await unlessFresh(compiler, [js, ...shared], [CC, ...args], () => run(CC, args));
