@@ -17,6 +17,7 @@ import {
   type ContainerAdjustment,
   ContainerAdjustmentSchema,
   type Hook,
+  type Hooks,
   type HooksSchema,
   type LinuxContainerAdjustmentSchema,
   type LinuxDeviceCgroupSchema,
@@ -73,8 +74,8 @@ export function toAdjustment(
 }
 
 /**
- * The adjustments of one plan. Nearly all containers have nothing of their own where a plan puts something, and get the
- * same one, which then is encoded only once (session.ts).
+ * The adjustments of one plan. Nearly all containers have nothing of their own where a plan puts something, but for the
+ * variables by which they ask, and get the same one, which then is encoded only once (session.ts).
  */
 export class Adjustments {
   readonly #edits: readonly ContainerEdits[];
@@ -98,33 +99,37 @@ export class Adjustments {
   of(container: ReadContainer, nri: NriVersion): ContainerAdjustment {
     const make = () => toAdjustment(this.#edits, this.#annotations, container, nri);
     if (!this.#isBare(container)) return make();
-    const of = restOf(container, nri);
+    const of = this.#restOf(container, nri);
     if (this.#last?.of === of) return this.#last.adjustment;
     const adjustment = make();
     this.#last = { of, adjustment };
     return adjustment;
   }
 
-  /** Whether the container has nothing where the edits put something. */
-  #isBare({ env, mounts, linux, hooks, annotations }: ReadContainer): boolean {
+  /** Whether the container has nothing where the edits put something, but for variables. */
+  #isBare({ mounts, linux, hooks, annotations }: ReadContainer): boolean {
     return (
-      !(this.#hasHooks && hooks !== undefined) &&
-      !env.some((entry) => this.#names.has(envName(entry))) &&
+      !(this.#hasHooks && hooks !== undefined && hasAny(hooks)) &&
       !mounts.some(({ destination }) => this.#destinations.has(destination)) &&
       linux?.devices.some(({ path }) => this.#paths.has(path)) !== true &&
       !Object.keys(this.#annotations).some((name) => Object.hasOwn(annotations, name))
     );
   }
+
+  /** What else of a container its adjustment depends on: its user, what it may use, and variables that the edits set. */
+  #restOf({ env, linux, user }: ReadContainer, { major, minor }: NriVersion): string {
+    let rest = `${major}.${minor} ${user && `${user.uid}:${user.gid}:${user.additionalGids}`}`;
+    if (linux?.namespaces.some(({ type }) => type === "user")) rest += " in a user namespace";
+    for (const { allow, type, major, minor, access } of linux?.resources?.devices ?? []) {
+      rest += `\n${allow ? "+" : "-"} ${JSON.stringify(type)} ${major?.value}:${minor?.value} ${JSON.stringify(access)}`;
+    }
+    for (const entry of env) if (this.#names.has(envName(entry))) rest += `\n= ${JSON.stringify(entry)}`;
+    return rest;
+  }
 }
 
-/** What else of a container its adjustment depends on: its user, and what it may use. */
-function restOf({ linux, user }: ReadContainer, { major, minor }: NriVersion): string {
-  let rest = `${major}.${minor} ${user && `${user.uid}:${user.gid}:${user.additionalGids}`}`;
-  if (linux?.namespaces.some(({ type }) => type === "user")) rest += " in a user namespace";
-  for (const { allow, type, major, minor, access } of linux?.resources?.devices ?? []) {
-    rest += `\n${allow ? "+" : "-"} ${JSON.stringify(type)} ${major?.value}:${minor?.value} ${JSON.stringify(access)}`;
-  }
-  return rest;
+function hasAny({ prestart, createRuntime, createContainer, startContainer, poststart, poststop }: Hooks): boolean {
+  return [prestart, createRuntime, createContainer, startContainer, poststart, poststop].some((of) => of.length > 0);
 }
 
 /** Whether the adjustment asks for nothing. */

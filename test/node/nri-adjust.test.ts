@@ -308,4 +308,9 @@ test("what a plan's adjustments keep is what would be made anew, for each contai
   const same = new Adjustments(edits.slice(0, 2), { plan: "1" });
   const [one, two] = ["a", "b"].map((id) => same.of(create(ContainerSchema, { id, env: [`ID=${id}`] }), V11));
   assert.equal(one, two, "one that is kept is the same object");
+  const [three, four, five] = ["0", "0", "1"].map((value) =>
+    same.of(create(ContainerSchema, { hooks: {}, env: [`GPU=${value}`] }), V11),
+  );
+  assert.equal(three, four, "also for a container that has a variable of the edits");
+  assert.equal(five?.env.length, 0, "and what it has is looked at");
 });
