@@ -11,14 +11,13 @@ import {
   type Container,
   type Hooks,
   HooksSchema,
-  type LinuxContainer,
   type LinuxDevice,
   type LinuxDeviceCgroup,
-  LinuxDeviceCgroupSchema,
   LinuxDeviceSchema,
   type LinuxNamespace,
   type Mount,
   MountSchema,
+  type OptionalInt64,
   type PodSandbox,
   type User,
   UserSchema,
@@ -29,10 +28,18 @@ export type ReadPod = Readonly<Pick<PodSandbox, "id" | "name" | "uid" | "namespa
 
 export type ReadMount = Readonly<Pick<Mount, "destination" | "type" | "source" | "options">>;
 
+type ReadNumber = Readonly<Pick<OptionalInt64, "value">>;
+
+/** A rule of the device cgroup. */
+export interface ReadRule extends Readonly<Pick<LinuxDeviceCgroup, "allow" | "type" | "access">> {
+  readonly major?: ReadNumber | undefined;
+  readonly minor?: ReadNumber | undefined;
+}
+
 export interface ReadLinux {
   readonly namespaces: Pick<LinuxNamespace, "type">[];
   readonly devices: LinuxDevice[];
-  readonly resources?: Pick<NonNullable<LinuxContainer["resources"]>, "devices"> | undefined;
+  readonly resources?: { readonly devices: ReadRule[] } | undefined;
 }
 
 /** A container as far as it is read; a whole one is one, too. */
@@ -99,7 +106,15 @@ class ContainerDraft implements ReadContainer {
 class LinuxDraft implements ReadLinux {
   readonly namespaces: { type: string }[] = [];
   readonly devices: LinuxDevice[] = [];
-  resources: { readonly devices: LinuxDeviceCgroup[] } | undefined;
+  resources: { readonly devices: ReadRule[] } | undefined;
+}
+
+class RuleDraft implements ReadRule {
+  allow = false;
+  type = "";
+  access = "";
+  major: ReadNumber | undefined;
+  minor: ReadNumber | undefined;
 }
 
 function readPod(reader: BinaryReader, pod: PodDraft): void {
@@ -147,7 +162,7 @@ function readContainer(reader: BinaryReader, container: ContainerDraft): void {
         container.mounts.push(readMount(reader));
         break;
       case 10:
-        container.hooks = merged(reader, HooksSchema, container.hooks);
+        container.hooks = readHooks(reader, container.hooks);
         break;
       case 11:
         container.linux ??= new LinuxDraft();
@@ -192,12 +207,59 @@ function readNamespace(reader: BinaryReader): { type: string } {
   return namespace;
 }
 
-function readResources(reader: BinaryReader, { devices }: { readonly devices: LinuxDeviceCgroup[] }): void {
+function readResources(reader: BinaryReader, { devices }: { readonly devices: ReadRule[] }): void {
   for (const end = endOf(reader); reader.pos < end; ) {
     const tag = reader.uint32();
-    if (tag >>> FIELD === 7) devices.push(merged(reader, LinuxDeviceCgroupSchema, undefined));
+    if (tag >>> FIELD === 7) devices.push(readRule(reader));
     else pass(reader, tag);
   }
+}
+
+/** Of the device cgroup. */
+function readRule(reader: BinaryReader): ReadRule {
+  const rule = new RuleDraft();
+  for (const end = endOf(reader); reader.pos < end; ) {
+    const tag = reader.uint32();
+    switch (tag >>> FIELD) {
+      case 1:
+        rule.allow = reader.bool();
+        break;
+      case 2:
+        rule.type = reader.string(true);
+        break;
+      case 3:
+        rule.major = readNumber(reader, rule.major);
+        break;
+      case 4:
+        rule.minor = readNumber(reader, rule.minor);
+        break;
+      case 5:
+        rule.access = reader.string(true);
+        break;
+      default:
+        pass(reader, tag);
+    }
+  }
+  return rule;
+}
+
+function readNumber(reader: BinaryReader, begun: ReadNumber | undefined): ReadNumber {
+  let value = begun?.value ?? 0n;
+  for (const end = endOf(reader); reader.pos < end; ) {
+    const tag = reader.uint32();
+    if (tag >>> FIELD === 1) value = BigInt(reader.int64());
+    else pass(reader, tag);
+  }
+  return { value };
+}
+
+/** An engine sends them, with nothing in them, for every container. */
+const NO_HOOKS = create(HooksSchema);
+
+function readHooks(reader: BinaryReader, begun: Hooks | undefined): Hooks {
+  const bytes = reader.bytes();
+  if (bytes.length === 0) return begun ?? NO_HOOKS;
+  return mergeFromBinary(HooksSchema, begun === undefined || begun === NO_HOOKS ? create(HooksSchema) : begun, bytes);
 }
 
 /** A mount of which the source is looked at, and more only where a plan mounts something at the same place. */

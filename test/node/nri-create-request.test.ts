@@ -31,7 +31,15 @@ function seen({ pod, container }: CreateRequest): unknown {
       linux: container.linux && {
         namespaces: container.linux.namespaces.map(({ type }) => type),
         devices: container.linux.devices,
-        resources: container.linux.resources && { devices: container.linux.resources.devices },
+        resources: container.linux.resources && {
+          devices: container.linux.resources.devices.map(({ allow, type, access, major, minor }) => ({
+            allow,
+            type,
+            access,
+            major: major?.value,
+            minor: minor?.value,
+          })),
+        },
       },
     },
   };
@@ -83,7 +91,7 @@ function request(rand: Rand): Uint8Array {
     args: texts(),
     env: texts(),
     mounts: list(rand, () => ({ destination: text(), type: text(), source: text(), options: texts() })),
-    ...(rand() < 0.5 ? {} : { hooks: { prestart: hooks(), poststop: hooks() } }),
+    ...(rand() < 0.5 ? {} : { hooks: rand() < 0.5 ? {} : { prestart: hooks(), poststop: hooks() } }),
     ...(rand() < 0.2
       ? {}
       : {
@@ -102,6 +110,7 @@ function request(rand: Rand): Uint8Array {
                       type: text(),
                       access: text(),
                       ...(rand() < 0.5 ? {} : { major: { value: long() } }),
+                      ...(rand() < 0.5 ? {} : { minor: { value: long() } }),
                     })),
                   },
                 }),
