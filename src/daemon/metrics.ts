@@ -16,6 +16,7 @@ export type Outcome = "granted" | "refused" | "reported" | "untouched";
 
 export class Metrics {
   readonly #registry = new Registry();
+  readonly #later: (() => void)[] = [];
   readonly #decisions = this.#counter("sluice_decisions_total", "Decisions on containers, by what came of them", [
     "door",
     "outcome",
@@ -70,16 +71,16 @@ export class Metrics {
 
   /** @param code of the error, where it was refused */
   decided(door: string, outcome: Outcome, code = ""): void {
-    this.#decisions.inc({ door, outcome, code });
+    this.#afterwards(() => this.#decisions.inc({ door, outcome, code }));
   }
 
   answeredCreateContainer(seconds: number): void {
-    this.#answers.observe(seconds);
+    this.#afterwards(() => this.#answers.observe(seconds));
   }
 
   /** @param outcome `remembered`: nobody had to wait; `asked`: for the kubelet, or for what was asked ahead */
   evidence(outcome: "remembered" | "asked" | "unavailable", seconds: number): void {
-    this.#evidence.observe({ outcome }, seconds);
+    this.#afterwards(() => this.#evidence.observe({ outcome }, seconds));
   }
 
   asked(ask: string, outcome: string): void {
@@ -98,11 +99,13 @@ export class Metrics {
 
   /** The page that Prometheus reads, and its content type. */
   async page(): Promise<{ readonly type: string; readonly text: string }> {
+    this.#catchUp();
     return { type: this.#registry.contentType, text: await this.#registry.metrics() };
   }
 
   /** What was counted, by the names of the counters and their labels: `decisions{door="nri",outcome="granted"}`. */
   async counts(): Promise<Readonly<Record<string, number>>> {
+    this.#catchUp();
     const counters = [this.#decisions, this.#questions, this.#registrations, this.#losses];
     const counts: Record<string, number> = {};
     for (const counter of counters) {
@@ -114,6 +117,15 @@ export class Metrics {
       }
     }
     return counts;
+  }
+
+  /** What a container would wait for is counted once it has been answered, or when somebody asks. */
+  #afterwards(count: () => void): void {
+    if (this.#later.push(count) === 1) setImmediate(() => this.#catchUp());
+  }
+
+  #catchUp(): void {
+    for (const count of this.#later.splice(0)) count();
   }
 
   #counter<T extends string>(

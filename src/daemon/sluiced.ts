@@ -138,14 +138,13 @@ function handlersOf(machine: () => Machine, evidence: EvidenceSource, metrics: M
 }
 
 function tell({ container, id, event, given, refusal }: Outcome, metrics: Metrics, log: Log): void {
-  const what = { ...container, id, event };
   if (refusal !== undefined) {
     metrics.decided(DOOR, "refused", refusal.code);
-    log.warn({ ...what, code: refusal.code }, refusal.message);
+    log.warn({ ...container, id, event, code: refusal.code }, refusal.message);
   } else {
     metrics.decided(DOOR, given.length === 0 ? "reported" : "granted");
     // The audit log has it: one line written is enough while a container waits.
-    log.debug({ ...what, given }, given.length === 0 ? "nothing given" : "given");
+    log.debug({ ...container, id, event, given }, given.length === 0 ? "nothing given" : "given");
   }
 }
 
