@@ -8,11 +8,13 @@ import { SluiceError } from "../sys/error.ts";
  * container asks for it by another. Two names of one kind mean the same where they give the same device nodes.
  */
 
+type Finder = Pick<Registry, "find">;
+
 /**
  * The names of the same device in its spec, the given one among them, and those of what it holds besides: `all` has every
  * GPU. The given name alone where no good spec has it.
  */
-export function namesOf(registry: Registry, name: string): DeviceNames {
+export function namesOf(registry: Finder, name: string): DeviceNames {
   const found = find(registry, name);
   const own = found && nodesOf(found.device.containerEdits);
   if (found === undefined || own === undefined) return { names: [name], parts: [] };
@@ -27,7 +29,7 @@ export function namesOf(registry: Registry, name: string): DeviceNames {
 }
 
 /** Whether two names mean the same device, also where they are of two kinds. */
-export function isSameDevice(registry: Registry, one: string, other: string): boolean {
+export function isSameDevice(registry: Finder, one: string, other: string): boolean {
   if (one === other) return true;
   const [a, b] = [find(registry, one), find(registry, other)].map(
     (found) => found && nodesOf(found.device.containerEdits),
@@ -36,7 +38,7 @@ export function isSameDevice(registry: Registry, one: string, other: string): bo
 }
 
 /** @returns `undefined` also where its spec is wrong: whoever needs the device itself is told */
-function find(registry: Registry, name: string): ReturnType<Registry["find"]> | undefined {
+function find(registry: Finder, name: string): ReturnType<Registry["find"]> | undefined {
   try {
     return registry.find(name);
   } catch (thrown) {

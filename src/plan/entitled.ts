@@ -15,6 +15,8 @@ export interface MachinesEntitlement {
   readonly entitled: readonly Entitled[];
   /** What was allocated and means no device here, for the audit. */
   readonly notUnderstood: readonly string[];
+  /** Whether the specs alone tell it, so that it stays while they do. */
+  readonly isOfSpecs: boolean;
 }
 
 /** Which devices of this machine, by their CDI names and their nodes, an allocation of the kubelet's means. */
@@ -35,7 +37,8 @@ export function entitledHere(allocation: Allocation, registry: Registry, host: F
     const from = answered.map((device) => device.from).join(", ");
     entitled.push(...byNodes(registry, KINDS, nodes, from));
   }
-  return { entitled, notUnderstood };
+  const isOfSpecs = devices.every(({ by }) => by === "cdi" || by === "uuid" || by === "index" || by === "node");
+  return { entitled, notUnderstood, isOfSpecs };
 }
 
 /**

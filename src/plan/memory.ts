@@ -2,16 +2,20 @@ import { resolveDeviceNodes } from "../cdi/edits.ts";
 import { openRegistry, type Registry } from "../cdi/registry.ts";
 import type { ContainerEdits, DeviceNode } from "../cdi/spec.ts";
 import { openIndex } from "../cdi/spec-index.ts";
+import type { Settings } from "../policy/config.ts";
 import type { Grant } from "../policy/grant.ts";
 import { isSettled } from "../sys/cache.ts";
 import { OsError } from "../sys/error.ts";
 import type { Files } from "../sys/sys.ts";
 import { BUILD } from "../sys/version.ts";
+import type { AllocatedHere } from "./allocated-here.ts";
 import type { Machine } from "./machine.ts";
 import type { Plan, PlanStore } from "./plan.ts";
 
-/** Plans that are kept. */
+/** Plans that are kept, and answers on allocations. */
 const MOST = 64;
+/** Characters of what an answer is kept by. */
+const LONGEST = 4096;
 
 /**
  * What a process that lives keeps from one container to the next: the registry, and the plans that were made from it. It
@@ -20,6 +24,10 @@ const MOST = 64;
 export class Memory implements PlanStore {
   #known: { readonly registry: Registry; readonly folders: readonly Folder[] } | undefined;
   #plans = new Map<string, Kept>();
+  #answers = new Map<string, AllocatedHere>();
+  #settings: Settings | undefined;
+  /** What was granted is granted again, as the same object, where it is kept. */
+  readonly #grants = new WeakMap<Grant, string>();
 
   registry({ sys, host, specDirs, stateDir }: Pick<Machine, "sys" | "host" | "specDirs" | "stateDir">): Registry {
     if (this.#known !== undefined && isUnchanged(host, specDirs, this.#known.folders)) return this.#known.registry;
@@ -29,25 +37,53 @@ export class Memory implements PlanStore {
     // A file that was written just now may change once more under the same stamp: the index knows.
     this.#known = folders !== undefined && registry.state() !== undefined ? { registry, folders } : undefined;
     this.#plans.clear();
+    this.#answers.clear();
     return registry;
   }
 
+  /** What is kept for the key, from this registry and these settings. */
+  judged(registry: Registry, settings: Settings, key: string): AllocatedHere | undefined {
+    return registry === this.#known?.registry && settings === this.#settings ? this.#answers.get(key) : undefined;
+  }
+
+  keepJudged(registry: Registry, settings: Settings, key: string, answer: AllocatedHere): void {
+    if (registry !== this.#known?.registry || key.length > LONGEST) return;
+    if (settings !== this.#settings) this.#answers.clear();
+    this.#settings = settings;
+    makeRoom(this.#answers);
+    this.#answers.set(key, answer);
+  }
+
   find(grant: Grant, state: string, host: Files): Plan | undefined {
-    const known = this.#plans.get(keyOf(grant, state));
+    const known = this.#plans.get(this.#keyOf(grant, state));
     if (known === undefined) return undefined;
     const isSame = resolveDeviceNodes(known.unresolved, host).every((node, i) => isSameNode(node, known.nodes[i]));
     return isSame ? known.plan : undefined;
   }
 
   keep(grant: Grant, state: string, plan: Plan, unresolved: readonly ContainerEdits[]): void {
-    const [oldest] = this.#plans.keys();
-    if (this.#plans.size >= MOST && oldest !== undefined) this.#plans.delete(oldest);
-    this.#plans.set(keyOf(grant, state), {
+    makeRoom(this.#plans);
+    this.#plans.set(this.#keyOf(grant, state), {
       plan,
       unresolved: unresolved.flatMap((edits) => edits.deviceNodes ?? []),
       nodes: plan.edits.flatMap(({ edits }) => edits.deviceNodes ?? []),
     });
   }
+
+  #keyOf(grant: Grant, state: string): string {
+    let text = this.#grants.get(grant);
+    if (text === undefined) {
+      text = JSON.stringify(grant);
+      this.#grants.set(grant, text);
+    }
+    return `${state}\n${text}`;
+  }
+}
+
+/** For one more. */
+function makeRoom(kept: Map<string, unknown>): void {
+  const [oldest] = kept.keys();
+  if (kept.size >= MOST && oldest !== undefined) kept.delete(oldest);
 }
 
 interface Kept {
@@ -60,10 +96,6 @@ interface Kept {
 /** By what is taken from the host's node (resolveDeviceNodes); the rest is the spec's. */
 function isSameNode(a: DeviceNode, b: DeviceNode | undefined): boolean {
   return a.type === b?.type && a.major === b?.major && a.minor === b?.minor && a.fileMode === b?.fileMode;
-}
-
-function keyOf(grant: Grant, state: string): string {
-  return `${state}\n${JSON.stringify(grant)}`;
 }
 
 /** A spec folder, as it was when the registry was made. */

@@ -9,17 +9,18 @@ import type { ContainerEdits } from "../cdi/spec.ts";
 import { Look } from "../host/look.ts";
 import type { Config } from "../oci/spec.ts";
 import type { Allocation, Evidence, PodContainer } from "../policy/allocation.ts";
-import { type Denied, type Entitled, grantAllocated } from "../policy/grant-allocated.ts";
+import type { Denied, Entitled } from "../policy/grant-allocated.ts";
 import { sandboxOf, shownPod } from "../policy/pod.ts";
 import { checkRules } from "../policy/rules.ts";
 import { isEmpty, type Request, readRequest } from "../request/request.ts";
 import { OsError, printable, SluiceError } from "../sys/error.ts";
 import type { Files } from "../sys/sys.ts";
+import { allocatedHere } from "./allocated-here.ts";
 import { askDaemon } from "./ask-daemon.ts";
 import { writeAudit } from "./audit.ts";
 import { type Carried, type CarriedNode, findCarried } from "./carried.ts";
-import { isSameDevice, namesOf } from "./device-names.ts";
-import { entitledHere, mayHaveMore } from "./entitled.ts";
+import { namesOf } from "./device-names.ts";
+import { mayHaveMore } from "./entitled.ts";
 import { planGranted } from "./granted.ts";
 import type { Machine } from "./machine.ts";
 import type { Plan } from "./plan.ts";
@@ -183,11 +184,8 @@ function decide(machine: Machine, asker: Asker, wanted: Wanted, evidence: Eviden
     );
   }
   const registry = openMachineRegistry(machine);
-  const { entitled, notUnderstood } = entitledHere(evidence.allocation, registry, host);
-  const { grant, denied: unfulfilled } = grantAllocated(request, settings, asker.pod, entitled, {
-    namesOf: (name) => namesOf(registry, name),
-    isSame: (one, other) => isSameDevice(registry, one, other),
-  });
+  const allocated = allocatedHere(machine, registry, asker.pod.namespace, request, evidence.allocation);
+  const { entitled, notUnderstood, grant, denied: unfulfilled } = allocated;
   const nodes = carried.isPrivileged ? [] : carried.nodes;
   const toRefuse = [...unfulfilled, ...forbidden(machine, asker, registry, nodes, entitled)];
   const strange = strangers(host, registry, nodes, entitled).map(({ what }) => carrying(what));

@@ -47,7 +47,7 @@ export interface AllocatedGrant {
 export function grantAllocated(
   request: Request,
   settings: Settings,
-  pod: PodContainer,
+  pod: Pick<PodContainer, "namespace">,
   entitled: readonly Entitled[],
   devices: Devices,
 ): AllocatedGrant {

@@ -78,7 +78,7 @@ export function checkDevices(
   devices: readonly AskedDevice[],
   { policy, share }: Settings,
   namesOf: NamesOf,
-  pod: PodContainer | undefined,
+  pod: Pick<PodContainer, "namespace"> | undefined,
 ): void {
   const mode = share.defaultMode;
   if (mode !== "exclusive") {

@@ -65,7 +65,8 @@ export function isEmpty(request: Request): boolean {
  * @throws SluiceError E_REQUEST_*, E_CDI_NAME or E_CDI_ANNOTATION, naming the annotation or variable
  */
 export function readRequest(config: Config, defaultKind: string, extra?: ExtraRequest): Request {
-  const annotations = { ...config.annotations, ...extra?.annotations };
+  const annotations =
+    extra === undefined ? (config.annotations ?? {}) : { ...config.annotations, ...extra.annotations };
   if (firstOf(annotations, CONTAINER_TYPE) === "sandbox") return NOTHING;
 
   const asked: AskedDevice[] = [];

@@ -4,7 +4,9 @@ import { readBundle } from "../../src/oci/bundle.ts";
 import type { Config, DeviceCgroup } from "../../src/oci/spec.ts";
 import type { AuditLine } from "../../src/plan/audit.ts";
 import { inject, planFor, STAMP } from "../../src/plan/inject.ts";
-import { openMachine } from "../../src/plan/machine.ts";
+import { type Machine, openMachine } from "../../src/plan/machine.ts";
+import { Memory } from "../../src/plan/memory.ts";
+import { planForPod } from "../../src/plan/pod.ts";
 import type { AllocatedDevices } from "../../src/policy/allocation.ts";
 import { SluiceError } from "../../src/sys/error.ts";
 import type { HostName } from "../fixtures/hosts/hosts.ts";
@@ -460,4 +462,52 @@ test("sluice plan decides as the door does and writes nothing; what a person add
     planFor(machine, { annotations: containerd() }, extra)?.devices.map(({ name }) => name),
     ["nvidia.com/gpu=5"],
   );
+});
+
+test("a process that lives decides as one that starts anew, whatever has changed since", () => {
+  const sys = hostWithSpecs("h100x8");
+  const memory = new Memory();
+  const spec = "/run/cdi/sluice-nvidia.com-gpu.json";
+  const text = sys.text(spec) ?? "";
+  let settings = openMachine(sys).settings;
+  const outcome = (machine: Machine, namespace: string, env: readonly string[]): string => {
+    const pod = { ...POD, namespace };
+    const config: Config = { annotations: containerd({}, pod), process: { env: [...env] } };
+    try {
+      return planForPod(machine, { door: "nri", id: "web", pod }, config, { audited: false })?.text ?? "nothing";
+    } catch (thrown) {
+      if (!(thrown instanceof SluiceError)) throw thrown;
+      return thrown.message;
+    }
+  };
+  const rules = '[[policy.deny]]\nnamespace = "other"\ndevice = "nvidia.com/gpu=1"\n';
+  const changes: readonly (() => void)[] = [
+    () => {},
+    () => sys.put("/etc/sluice/config.toml", rules),
+    () => sys.put(spec, text.replaceAll('"name":"1"', '"name":"one"')),
+    () => sys.put("/etc/sluice/config.toml", ""),
+    () => sys.put(spec, text),
+    () => sys.put("/etc/cdi/more.json", JSON.stringify({ cdiVersion: "0.6.0", kind: "nvidia.com/gpu", devices: [] })),
+    () => sys.remove("/etc/cdi/more.json"),
+  ];
+  const seen = new Set<string>();
+  for (const change of changes) {
+    change();
+    sys.clock += 60_000;
+    settings = openMachine(sys).settings;
+    for (let round = 0; round < 2; round++) {
+      for (const devices of [gpus(0), gpus(1), gpus(0, 1), []]) {
+        allocate(sys, devices);
+        for (const visible of ["0", "1", "0,1", "all", UUIDS[0]]) {
+          for (const namespace of ["team", "other"]) {
+            const env = [`NVIDIA_VISIBLE_DEVICES=${visible}`];
+            const anew = outcome(openMachine(sys), namespace, env);
+            assert.equal(outcome({ ...openMachine(sys), settings, memory }, namespace, env), anew);
+            seen.add(anew);
+          }
+        }
+      }
+    }
+  }
+  assert.ok(seen.size > 10, `${seen.size} decisions`);
 });
