@@ -143,8 +143,15 @@ export function isEmpty({ annotations, mounts, env, hooks, linux }: ContainerAdj
   );
 }
 
-/** What of the container the edits are compared with, as a config.json has it. */
-export function toConfig({ env, mounts, hooks, linux, user, annotations }: ReadContainer): Config {
+/**
+ * What of the container the edits are compared with, as a config.json has it.
+ *
+ * @param annotations in place of its own
+ */
+export function toConfig(
+  { env, mounts, hooks, linux, user, annotations: own }: ReadContainer,
+  annotations: Readonly<Record<string, string>> = own,
+): Config {
   const stage = (of: readonly Hook[]): OciHook[] =>
     of.map(({ path, args, env, timeout }) => ({
       path,

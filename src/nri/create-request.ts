@@ -70,7 +70,7 @@ export function readCreateRequest(bytes: Uint8Array): CreateRequest {
         break;
       case 2:
         container ??= new ContainerDraft();
-        readContainer(reader, container);
+        readContainer(reader, container, bytes);
         break;
       default:
         pass(reader, tag);
@@ -142,7 +142,7 @@ function readPod(reader: BinaryReader, pod: PodDraft): void {
   }
 }
 
-function readContainer(reader: BinaryReader, container: ContainerDraft): void {
+function readContainer(reader: BinaryReader, container: ContainerDraft, request: Uint8Array): void {
   for (const end = endOf(reader); reader.pos < end; ) {
     const tag = reader.uint32();
     switch (tag >>> FIELD) {
@@ -159,7 +159,7 @@ function readContainer(reader: BinaryReader, container: ContainerDraft): void {
         container.env.push(reader.string(true));
         break;
       case 9:
-        container.mounts.push(readMount(reader));
+        container.mounts.push(readMount(reader, request));
         break;
       case 10:
         container.hooks = readHooks(reader, container.hooks);
@@ -266,11 +266,15 @@ function readHooks(reader: BinaryReader, begun: Hooks | undefined): Hooks {
 class LazyMount implements ReadMount {
   destination = "";
   source = "";
-  readonly #bytes: Uint8Array;
+  readonly #request: Uint8Array;
+  readonly #start: number;
+  readonly #end: number;
   #rest: Pick<ReadMount, "type" | "options"> | undefined;
 
-  constructor(bytes: Uint8Array) {
-    this.#bytes = bytes;
+  constructor(request: Uint8Array, start: number, end: number) {
+    this.#request = request;
+    this.#start = start;
+    this.#end = end;
   }
 
   get type(): string {
@@ -282,23 +286,21 @@ class LazyMount implements ReadMount {
   }
 
   #whole(): Pick<ReadMount, "type" | "options"> {
-    this.#rest ??= fromBinary(MountSchema, this.#bytes);
+    this.#rest ??= fromBinary(MountSchema, this.#request.subarray(this.#start, this.#end));
     return this.#rest;
   }
 }
 
-function readMount(reader: BinaryReader): ReadMount {
-  const start = reader.pos;
-  const mount = new LazyMount(reader.bytes());
-  const after = reader.pos;
-  reader.pos = start;
-  for (const end = endOf(reader); reader.pos < end; ) {
+function readMount(reader: BinaryReader, request: Uint8Array): ReadMount {
+  const end = endOf(reader);
+  const mount = new LazyMount(request, reader.pos, end);
+  while (reader.pos < end) {
     const tag = reader.uint32();
     if (tag >>> FIELD === 1) mount.destination = reader.string(true);
     else if (tag >>> FIELD === 3) mount.source = reader.string(true);
     else pass(reader, tag);
   }
-  reader.pos = after;
+  reader.pos = end;
   return mount;
 }
 

@@ -310,16 +310,14 @@ function askerOf({ namespace, name, uid }: ReadPod, container: ReadContainer): A
 
 /** What a container is given besides its config.json: the annotations of its pod by which it may ask. */
 function configOf(pod: ReadPod, container: ReadContainer): Config {
-  const config = toConfig(container);
-  const asks = Object.entries(pod.annotations).filter(([key]) => key === ASK || key.startsWith(`${ASK}/`));
-  const annotations = {
-    ...config.annotations,
-    ...Object.fromEntries(asks),
-    // Names the container for readRequest, also where the engine writes it down only later.
-    "io.kubernetes.cri.container-name": container.name,
-    "io.kubernetes.cri.container-type": "container",
-  };
-  return { ...config, annotations };
+  const annotations = { ...container.annotations };
+  for (const key of Object.keys(pod.annotations)) {
+    if (key === ASK || key.startsWith(`${ASK}/`)) annotations[key] = pod.annotations[key] as string;
+  }
+  // Names the container for readRequest, also where the engine writes it down only later.
+  annotations["io.kubernetes.cri.container-name"] = container.name;
+  annotations["io.kubernetes.cri.container-type"] = "container";
+  return toConfig(container, annotations);
 }
 
 /** The container with what plugins want of it, as far as that can be a GPU. */
