@@ -5,7 +5,7 @@ import { destination, type Logger, pino, stdTimeFunctions } from "pino";
 import type { DaemonSettings } from "../policy/config.ts";
 import { SluiceError } from "../sys/error.ts";
 
-export type Log = Pick<Logger, "debug" | "info" | "warn" | "error" | "fatal">;
+export type Log = Pick<Logger, "debug" | "info" | "warn" | "error" | "fatal" | "isLevelEnabled">;
 
 export interface Logs {
   readonly log: Log;

@@ -144,7 +144,8 @@ function tell({ container, id, event, given, refusal }: Outcome, metrics: Metric
   } else {
     metrics.decided(DOOR, given.length === 0 ? "reported" : "granted");
     // The audit log has it: one line written is enough while a container waits.
-    log.debug({ ...container, id, event, given }, given.length === 0 ? "nothing given" : "given");
+    if (log.isLevelEnabled("debug"))
+      log.debug({ ...container, id, event, given }, given.length === 0 ? "nothing given" : "given");
   }
 }
 
