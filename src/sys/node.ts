@@ -53,6 +53,7 @@ const SECOND = 1_000_000_000n;
 /** What a caller does not ask for is not made: the daemon looks at files for each container. */
 class NodeStat implements Stat {
   readonly #of: fs.BigIntStats;
+  #stamp: string | undefined;
   readonly kind: FileKind;
   readonly mode: number;
 
@@ -87,9 +88,28 @@ class NodeStat implements Stat {
   }
 
   get stamp(): string {
-    const { dev, ino, size, mode, uid, gid, mtimeNs, ctimeNs } = this.#of;
-    const times = [mtimeNs / SECOND, mtimeNs % SECOND, ctimeNs / SECOND, ctimeNs % SECOND];
-    return [dev, ino, size, mode, uid, gid, ...times].map((n) => n.toString(16)).join(".");
+    if (this.#stamp === undefined) {
+      const { dev, ino, size, mode, uid, gid, mtimeNs, ctimeNs } = this.#of;
+      const times = [mtimeNs / SECOND, mtimeNs % SECOND, ctimeNs / SECOND, ctimeNs % SECOND];
+      this.#stamp = [dev, ino, size, mode, uid, gid, ...times].map((n) => n.toString(16)).join(".");
+    }
+    return this.#stamp;
+  }
+
+  /** Whether it says the same as another. */
+  isOf(other: fs.BigIntStats): boolean {
+    const of = this.#of;
+    return (
+      of.ctimeNs === other.ctimeNs &&
+      of.mtimeNs === other.mtimeNs &&
+      of.ino === other.ino &&
+      of.dev === other.dev &&
+      of.size === other.size &&
+      of.mode === other.mode &&
+      of.uid === other.uid &&
+      of.gid === other.gid &&
+      of.rdev === other.rdev
+    );
   }
 
   get ctimeMs(): number {
@@ -128,12 +148,26 @@ function resolveIn(root: string, path: string, followLast: boolean): string {
   return `${root}/${done.join("/")}`;
 }
 
+/** What was last seen at a path, so that a stamp is not written anew where it is the same. */
+const seen = new Map<string, NodeStat>();
+/** Paths of which that is kept. */
+const MOST_SEEN = 64;
+
+function statOf(path: string, now: fs.BigIntStats): Stat {
+  const before = seen.get(path);
+  if (before?.isOf(now)) return before;
+  if (before === undefined && seen.size >= MOST_SEEN) seen.clear();
+  const stat = new NodeStat(now);
+  seen.set(path, stat);
+  return stat;
+}
+
 function statOrNothing(path: string, follow: boolean): Stat | undefined {
   try {
     // No error is made for what is not there, which costs more than all else.
     const options = { bigint: true, throwIfNoEntry: false } as const;
     const s = follow ? fs.statSync(path, options) : fs.lstatSync(path, options);
-    return s && new NodeStat(s);
+    return s && statOf(path, s);
   } catch (thrown) {
     const code = (thrown as NodeJS.ErrnoException).code;
     if (code === "ENOTDIR") return undefined;
