@@ -93,6 +93,27 @@ export function resolveDeviceNodes(nodes: readonly DeviceNode[], files: Files): 
 }
 
 function resolveDeviceNode(node: DeviceNode, files: Files): ResolvedDeviceNode {
+  const { type, fileMode, major, minor } = lookAtNode(node, files);
+  const resolved: ResolvedDeviceNode = { ...node, hostPath: node.hostPath ?? node.path, type };
+  if (fileMode !== undefined) resolved.fileMode = fileMode;
+  if (major !== undefined) resolved.major = major;
+  if (minor !== undefined) resolved.minor = minor;
+  return resolved;
+}
+
+/** What the host has a say in of a device node. */
+export interface HostsNode {
+  readonly type: string;
+  readonly fileMode: number | undefined;
+  readonly major: number | undefined;
+  readonly minor: number | undefined;
+}
+
+/**
+ * What `resolveDeviceNodes` takes from the host.
+ * @throws SluiceError E_CDI_DEVICE_NODE
+ */
+export function lookAtNode(node: DeviceNode, files: Files): HostsNode {
   const hostPath = node.hostPath ?? node.path;
   const isComplete = node.type !== undefined && ((node.major ?? 0) !== 0 || node.type === "p");
   let stat: Stat | undefined;
@@ -105,7 +126,9 @@ function resolveDeviceNode(node: DeviceNode, files: Files): ResolvedDeviceNode {
   }
   const type = stat === undefined ? undefined : NODE_TYPES[stat.kind];
   if (stat === undefined || type === undefined) {
-    if (node.type !== undefined && isComplete) return { ...node, hostPath, type: node.type };
+    if (node.type !== undefined && isComplete) {
+      return { type: node.type, fileMode: node.fileMode, major: node.major, minor: node.minor };
+    }
     throw refused(
       node,
       stat === undefined ? reason : `what the host has there is a ${stat.kind}, not a device node`,
@@ -113,7 +136,6 @@ function resolveDeviceNode(node: DeviceNode, files: Files): ResolvedDeviceNode {
     );
   }
 
-  const fileMode = node.fileMode ?? stat.mode;
   if (!isComplete && node.type !== undefined && node.type !== type) {
     throw refused(
       node,
@@ -121,10 +143,11 @@ function resolveDeviceNode(node: DeviceNode, files: Files): ResolvedDeviceNode {
       "write the spec anew, or leave out the type",
     );
   }
-  const resolved: ResolvedDeviceNode = { ...node, hostPath, type: node.type ?? type, fileMode };
-  if (resolved.type !== "p" && (node.major ?? 0) === 0) {
-    resolved.major = stat.major;
-    resolved.minor = stat.minor;
-  }
-  return resolved;
+  const isOfHost = (node.type ?? type) !== "p" && (node.major ?? 0) === 0;
+  return {
+    type: node.type ?? type,
+    fileMode: node.fileMode ?? stat.mode,
+    major: isOfHost ? stat.major : node.major,
+    minor: isOfHost ? stat.minor : node.minor,
+  };
 }

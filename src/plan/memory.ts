@@ -1,4 +1,4 @@
-import { resolveDeviceNodes } from "../cdi/edits.ts";
+import { type HostsNode, lookAtNode } from "../cdi/edits.ts";
 import { openRegistry, type Registry } from "../cdi/registry.ts";
 import type { ContainerEdits, DeviceNode } from "../cdi/spec.ts";
 import { openIndex } from "../cdi/spec-index.ts";
@@ -57,7 +57,9 @@ export class Memory implements PlanStore {
   find(grant: Grant, state: string, host: Files): Plan | undefined {
     const known = this.#plans.get(this.#keyOf(grant, state));
     if (known === undefined) return undefined;
-    const isSame = resolveDeviceNodes(known.unresolved, host).every((node, i) => isSameNode(node, known.nodes[i]));
+    // All of them: one that is gone fails it, whatever has become of another.
+    const now = known.unresolved.map((node) => lookAtNode(node, host));
+    const isSame = now.every((node, i) => isSameNode(node, known.nodes[i]));
     return isSame ? known.plan : undefined;
   }
 
@@ -93,8 +95,8 @@ interface Kept {
   readonly nodes: readonly DeviceNode[];
 }
 
-/** By what is taken from the host's node (resolveDeviceNodes); the rest is the spec's. */
-function isSameNode(a: DeviceNode, b: DeviceNode | undefined): boolean {
+/** By what is taken from the host's node; the rest is the spec's. */
+function isSameNode(a: HostsNode, b: DeviceNode | undefined): boolean {
   return a.type === b?.type && a.major === b?.major && a.minor === b?.minor && a.fileMode === b?.fileMode;
 }
 
