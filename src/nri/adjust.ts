@@ -168,14 +168,18 @@ export function toConfig(
         ? {}
         : { user: { uid: user.uid, gid: user.gid, additionalGids: [...user.additionalGids] } }),
     },
-    hooks: {
-      prestart: stage(hooks?.prestart ?? []),
-      createRuntime: stage(hooks?.createRuntime ?? []),
-      createContainer: stage(hooks?.createContainer ?? []),
-      startContainer: stage(hooks?.startContainer ?? []),
-      poststart: stage(hooks?.poststart ?? []),
-      poststop: stage(hooks?.poststop ?? []),
-    },
+    ...(hooks === undefined || !hasAny(hooks)
+      ? {}
+      : {
+          hooks: {
+            prestart: stage(hooks.prestart),
+            createRuntime: stage(hooks.createRuntime),
+            createContainer: stage(hooks.createContainer),
+            startContainer: stage(hooks.startContainer),
+            poststart: stage(hooks.poststart),
+            poststop: stage(hooks.poststop),
+          },
+        }),
     linux: {
       namespaces: linux?.namespaces ?? [],
       devices: (linux?.devices ?? []).map(({ path, type, major, minor, fileMode, uid, gid }) => ({
