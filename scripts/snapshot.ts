@@ -61,7 +61,8 @@ export function addTrainedSnapshot(program: string, trainee: string, product: st
   });
   const dir = `${product}.training`;
   fs.rmSync(dir, { recursive: true, force: true });
-  fs.mkdirSync(dir);
+  // Modes that are trusted whatever the umask is.
+  fs.mkdirSync(dir, { mode: 0o755 });
   const runtime = path.join(dir, "sluice-runtime");
   addSnapshot(trainee, makeSnapshot(trainee, spread), runtime);
   const pages = pagesWritten(runtime, dir);
@@ -123,9 +124,11 @@ function pagesWritten(trainee: string, dir: string): boolean[] {
     deviceNodes: [{ path: "/dev/gpu", hostPath: "/dev/null" }],
   };
   const spec = { cdiVersion: "0.5.0", kind: "nvidia.com/gpu", devices: [{ name: "0", containerEdits: edits }] };
-  fs.writeFileSync(path.join(specs, "spec.json"), JSON.stringify(spec));
+  fs.writeFileSync(path.join(specs, "spec.json"), JSON.stringify(spec), { mode: 0o644 });
   const settings = path.join(dir, "config.toml");
-  fs.writeFileSync(settings, `[runtime]\nruntimes = ["/bin/true"]\n[cdi]\nspec_dirs = [${JSON.stringify(specs)}]\n`);
+  fs.writeFileSync(settings, `[runtime]\nruntimes = ["/bin/true"]\n[cdi]\nspec_dirs = [${JSON.stringify(specs)}]\n`, {
+    mode: 0o644,
+  });
   const inNamespace = ["unshare", "--map-root-user"];
   const canAsk = spawnSync("unshare", ["--map-root-user", "true"]).status === 0;
   const process = { args: ["true"], env: ["PATH=/bin"], user: { uid: 0, gid: 0 } };
