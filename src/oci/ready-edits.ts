@@ -91,7 +91,8 @@ export class ReadyEdits {
    */
   applyTo(config: Config): object | undefined {
     const { rest, devices, rules, groups } = this.#head;
-    const { linux, mounts = [] } = config;
+    const { linux } = config;
+    const mounts = config.mounts ?? [];
     if ((linux?.devices ?? []).length > 0 || mounts.length === 0 || hasUserNamespace(config)) return undefined;
     const next: Record<string, unknown> = { ...applyEdits(config, withoutPresent(config, rest)) };
     if (devices > 0) next["linux"] = { ...(next["linux"] ?? {}), devices: this.#devicesFor(config) };

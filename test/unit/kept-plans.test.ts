@@ -125,6 +125,8 @@ test("another container gets what it would get without", () => {
       mounts: ["/data", "/data", "/data/", "/dat", "/usr/lib/deep/a.so"].map((destination) => ({ destination })),
     },
     { ...CONFIG, mounts: [] },
+    { ...CONFIG, mounts: null },
+    { ...CONFIG, process: null, hooks: null, linux: null },
     { ...CONFIG, process: { user: { uid: 0, gid: 0 } } },
     { ...CONFIG, process: { user: { uid: 0, gid: 9 } } },
     { ...CONFIG, linux: { devices: [], resources: { devices: [{ allow: false, access: "rwm" }] } } },
