@@ -7,7 +7,7 @@
  * for byte, but for the device nodes, which are asked for anew each time.
  */
 
-import { type ResolvedDeviceNode, resolveDeviceNodes } from "../cdi/edits.ts";
+import { type HostsNode, lookAtNode } from "../cdi/edits.ts";
 import type { ContainerEdits, DeviceNode } from "../cdi/spec.ts";
 import { ReadyEdits } from "../oci/ready-edits.ts";
 import type { Grant } from "../policy/grant.ts";
@@ -49,7 +49,8 @@ export class KeptPlans implements PlanStore {
     const text = body.slice(start, start + kept.length);
     const ready = ReadyEdits.parse(body.slice(start + kept.length));
     if (ready === undefined) return undefined;
-    const nodes = resolveDeviceNodes(kept.nodes, host);
+    // All of them: one that is gone fails it, whatever has become of another.
+    const nodes = kept.nodes.map((node) => ofHost(lookAtNode(node, host)));
     if (nodes.length !== kept.resolved.length || !nodes.every((node, i) => isSame(node, kept.resolved[i]))) {
       return undefined;
     }
@@ -74,7 +75,7 @@ export class KeptPlans implements PlanStore {
       digest: plan.digest,
       specs: plan.specs,
       nodes: unresolved.flatMap(({ deviceNodes }) => deviceNodes ?? []),
-      resolved: edits.flatMap(({ deviceNodes }) => ((deviceNodes ?? []) as ResolvedDeviceNode[]).map(ofHost)),
+      resolved: edits.flatMap(({ deviceNodes }) => ((deviceNodes ?? []) as HostsNode[]).map(ofHost)),
       length: plan.text.length,
     };
     const [name, key] = this.#place(grant, state);
@@ -88,12 +89,12 @@ export class KeptPlans implements PlanStore {
   }
 }
 
-function ofHost({ type, major, minor, fileMode }: ResolvedDeviceNode): Resolved {
+function ofHost({ type, major, minor, fileMode }: HostsNode): Resolved {
   return [type, major ?? null, minor ?? null, fileMode ?? null];
 }
 
-function isSame(node: ResolvedDeviceNode, before: Resolved | undefined): boolean {
-  return ofHost(node).every((value, i) => value === before?.[i]);
+function isSame(node: Resolved, before: Resolved | undefined): boolean {
+  return node.every((value, i) => value === before?.[i]);
 }
 
 function parse(text: string): Head | undefined {
