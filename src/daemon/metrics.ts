@@ -12,6 +12,9 @@ const EVIDENCE_BUCKETS = [0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
  * How a decision ended: it was given something, it was refused, it starts and there is a line on it in the audit log, or
  * it has nothing to do with GPUs.
  */
+/** Milliseconds. Right after the answer the runtime goes on, on a processor that it shares with us. */
+const LATER = 20;
+
 export type Outcome = "granted" | "refused" | "reported" | "untouched";
 
 export class Metrics {
@@ -119,9 +122,9 @@ export class Metrics {
     return counts;
   }
 
-  /** What a container would wait for is counted once it has been answered, or when somebody asks. */
+  /** What a container would wait for is counted once it is being made, or when somebody asks. */
   #afterwards(count: () => void): void {
-    if (this.#later.push(count) === 1) setImmediate(() => this.#catchUp());
+    if (this.#later.push(count) === 1) setTimeout(() => this.#catchUp(), LATER).unref();
   }
 
   #catchUp(): void {

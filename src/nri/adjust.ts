@@ -12,7 +12,6 @@ import { envName, hasUserNamespace, stageOf, toDeviceCgroup, toHook, toLinuxDevi
 import { hasDevice, hasHook, isAllowed, isSame } from "../oci/present.ts";
 import type { Config, DeviceCgroup, HookStage, Hook as OciHook } from "../oci/spec.ts";
 import { quote, SluiceError } from "../sys/error.ts";
-import type { ReadContainer } from "./create-request.ts";
 import {
   type ContainerAdjustment,
   ContainerAdjustmentSchema,
@@ -24,6 +23,7 @@ import {
   type LinuxDeviceSchema,
   type MountSchema,
 } from "./gen/nri_pb.js";
+import type { ReadContainer } from "./subject.ts";
 import { isAtLeast, type NriVersion, versionText } from "./version.ts";
 
 /** Since when rules of the device cgroup are taken from a plugin. */

@@ -28,15 +28,14 @@ import { readNvidiaVariables } from "../request/nvidia.ts";
 import { ASK } from "../request/request.ts";
 import { SluiceError } from "../sys/error.ts";
 import { Adjustments, isEmpty, toConfig } from "./adjust.ts";
-import type { ReadContainer, ReadPod } from "./create-request.ts";
 import {
   type Container,
   type ContainerAdjustment,
   ContainerSchema,
-  type PodSandbox,
   type ValidateContainerAdjustmentRequest,
 } from "./gen/nri_pb.js";
 import type { Handlers, Runtime } from "./session.ts";
+import type { ReadContainer, ReadPod } from "./subject.ts";
 import { isAtLeast, type NriVersion } from "./version.ts";
 
 export const DOOR = "nri";
@@ -96,14 +95,15 @@ class Door {
   readonly #given = new Map<string, Set<string>>();
   /** Ids of containers whose creation waits for the kubelet. */
   readonly #waiting = new Set<string>();
+  #receipts: { readonly stateDir: string; readonly of: Receipts } | undefined;
 
   constructor(options: DoorOptions) {
     this.#options = options;
   }
 
-  receipts(): Receipts {
-    const { sys, stateDir } = this.#options.machine();
-    return new Receipts(sys, stateDir);
+  receipts({ sys, stateDir }: Machine = this.#options.machine()): Receipts {
+    if (this.#receipts?.stateDir !== stateDir) this.#receipts = { stateDir, of: new Receipts(sys, stateDir) };
+    return this.#receipts.of;
   }
 
   /** Receipts of containers that went while nobody told us go too: our own, and those of any door whose bundle is gone. */
@@ -157,13 +157,13 @@ class Door {
   }
 
   /** Also of one that we still decide on: the runtime did not wait for us. */
-  remove(pod: PodSandbox, { id }: Container): void {
+  remove(pod: ReadPod, { id }: ReadContainer): void {
     this.#waiting.delete(id);
     this.#given.get(pod.id)?.delete(id);
     this.receipts().release(id, "");
   }
 
-  removePod({ id }: PodSandbox): void {
+  removePod({ id }: ReadPod): void {
     this.#options.evidence.forget(id);
     for (const container of this.#given.get(id) ?? []) this.receipts().release(container, "");
     this.#given.delete(id);
@@ -188,14 +188,14 @@ class Door {
    *
    * @throws SluiceError: the container is not started, and the kubelet makes another one. CRI-O starts it all the same.
    */
-  start(pod: PodSandbox, container: Container): undefined | Promise<undefined> {
+  start(pod: ReadPod, container: ReadContainer): undefined | Promise<undefined> {
     const receipt = this.#receiptOf(container.id, container.annotations);
     return this.#check(pod, container, configOf(pod, container), receipt, "start");
   }
 
   #check(
-    pod: PodSandbox,
-    container: Container,
+    pod: ReadPod,
+    container: ReadContainer,
     config: Config,
     receipt: Receipt | undefined,
     event: Outcome["event"],
@@ -261,7 +261,7 @@ class Door {
   #give(machine: Machine, asker: Asker, pod: ReadPod, { plan, adjustment }: Adjusted): ContainerAdjustment | undefined {
     const given = this.#given.get(pod.id) ?? new Set();
     this.#given.set(pod.id, given.add(asker.id));
-    new Receipts(machine.sys, machine.stateDir).write(asker.id, DOOR, "", "", plan);
+    this.receipts(machine).write(asker.id, DOOR, "", "", plan);
     this.#observe(
       asker,
       "create",

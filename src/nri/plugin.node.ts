@@ -62,6 +62,7 @@ export function startPlugin(options: PluginOptions): RunningPlugin {
       index,
       handlers: options.handlers,
       timers: nodeTimers,
+      latin1: (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1"),
       onReady(runtime) {
         isTaken = true;
         options.onState({ state: "registered", runtime });

@@ -11,7 +11,6 @@ import { type CallContext, type Implementation, type RawMethod, Server } from ".
 import { ClosedError, Code, TtrpcError } from "../ttrpc/status.ts";
 import type { ByteStream } from "../ttrpc/stream.ts";
 import type { Timers } from "../ttrpc/timers.ts";
-import { type CreateRequest, type ReadContainer, type ReadPod, readCreateRequest } from "./create-request.ts";
 import {
   type Container,
   type ContainerAdjustment,
@@ -23,6 +22,16 @@ import {
   type ValidateContainerAdjustmentRequest,
 } from "./gen/nri_pb.js";
 import { Mux, PLUGIN_CHANNEL, RUNTIME_CHANNEL } from "./mux.ts";
+import {
+  type Latin1,
+  type Layout,
+  OWN_CALL,
+  type ReadContainer,
+  type ReadPod,
+  readSubject,
+  STATE_CHANGE,
+  type Subject,
+} from "./subject.ts";
 import { isAtLeast, type NriVersion, nriVersion, versionText } from "./version.ts";
 
 /** The runtime at the other end, as it says of itself in Configure. */
@@ -50,10 +59,11 @@ export interface Handlers {
   configure?(runtime: Runtime, config: string): Result<void>;
   /** All pods and containers that there are, once, before any other event. */
   synchronize?(pods: readonly PodSandbox[], containers: readonly Container[], runtime: Runtime): Result<void>;
-  runPodSandbox?(pod: PodSandbox): Result<void>;
-  stopPodSandbox?(pod: PodSandbox): Result<void>;
-  removePodSandbox?(pod: PodSandbox): Result<void>;
+  runPodSandbox?(pod: ReadPod): Result<void>;
+  stopPodSandbox?(pod: ReadPod): Result<void>;
+  removePodSandbox?(pod: ReadPod): Result<void>;
   /**
+   * @param pod, container as far as they are read; but for ids and names, what is kept of them keeps all of the request
    * @param request as it came, a CreateContainerRequest, for who wants more of it than is read
    * @returns one that is answered again, and has not been changed, is not encoded again
    */
@@ -63,11 +73,11 @@ export interface Handlers {
     runtime: Runtime,
     request: Uint8Array,
   ): Result<ContainerAdjustment | undefined>;
-  postCreateContainer?(pod: PodSandbox, container: Container): Result<void>;
-  startContainer?(pod: PodSandbox, container: Container): Result<void>;
+  postCreateContainer?(pod: ReadPod, container: ReadContainer): Result<void>;
+  startContainer?(pod: ReadPod, container: ReadContainer): Result<void>;
   /** A creation that failed brings this and the next, too. */
-  stopContainer?(pod: PodSandbox, container: Container): Result<void>;
-  removeContainer?(pod: PodSandbox, container: Container): Result<void>;
+  stopContainer?(pod: ReadPod, container: ReadContainer): Result<void>;
+  removeContainer?(pod: ReadPod, container: ReadContainer): Result<void>;
   /** Asked from NRI 0.10 on. @returns why the container must not be created; `undefined` where it may */
   validateContainerAdjustment?(request: ValidateContainerAdjustmentRequest): Result<string | undefined>;
 }
@@ -84,6 +94,9 @@ const EVENTS = {
   removeContainer: Event.REMOVE_CONTAINER,
   validateContainerAdjustment: Event.VALIDATE_CONTAINER_ADJUSTMENT,
 } as const satisfies Partial<Record<keyof Handlers, Event>>;
+
+/** Those that are told. */
+type ToldEvent = Exclude<keyof typeof EVENTS, "createContainer" | "validateContainerAdjustment">;
 
 /** Since when the events after REMOVE_CONTAINER are there. A runtime refuses a plugin that asks for what it lacks. */
 const LATER_EVENTS = 10;
@@ -117,6 +130,8 @@ export interface SessionOptions {
   readonly index: string;
   readonly handlers: Handlers;
   readonly timers: Timers;
+  /** What the system makes characters of bytes with, quicker than we could. */
+  readonly latin1?: Latin1;
   /** Called when the runtime has taken the plugin and told it all that there is; events follow. */
   readonly onReady?: (runtime: Runtime) => void;
 }
@@ -132,7 +147,8 @@ export interface Session {
 }
 
 /** Registers with the runtime at the other end of `trunk`, which must not have been started. */
-export function startSession(trunk: ByteStream, { name, index, handlers, timers, onReady }: SessionOptions): Session {
+export function startSession(trunk: ByteStream, options: SessionOptions): Session {
+  const { name, index, handlers, timers, latin1, onReady } = options;
   const mux = new Mux(trunk);
   let timer: unknown;
   let isOver = false;
@@ -151,12 +167,12 @@ export function startSession(trunk: ByteStream, { name, index, handlers, timers,
   const lost = (error: Error | undefined): void => end(closedError(error));
 
   const server = new Server({ timers });
-  const { calls, createContainer } = serve(handlers, timers, (runtime) => {
+  const { calls, raw } = serve(handlers, timers, latin1, (runtime) => {
     timers.clear(timer);
     onReady?.(runtime);
   });
   server.add(Plugin, calls);
-  server.addRaw(Plugin.typeName, Plugin.method.createContainer.name, createContainer);
+  for (const [method, handler] of raw) server.addRaw(Plugin.typeName, method, handler);
   // Served before anything is said: the runtime may configure the plugin before it answers the registration.
   server.serve(mux.open(PLUGIN_CHANNEL)).closed.then(lost, lost);
   const client = new Client(mux.open(RUNTIME_CHANNEL), { timers });
@@ -196,11 +212,17 @@ function closedError(error: Error | undefined): SluiceError {
 
 interface Served {
   readonly calls: Implementation<typeof Plugin>;
-  readonly createContainer: RawMethod;
+  /** Those that containers wait for, by their names. */
+  readonly raw: ReadonlyMap<string, RawMethod>;
 }
 
 /** What a runtime expects of a plugin, over our handlers. */
-function serve(handlers: Handlers, timers: Timers, onReady: (runtime: Runtime) => void): Served {
+function serve(
+  handlers: Handlers,
+  timers: Timers,
+  latin1: Latin1 | undefined,
+  onReady: (runtime: Runtime) => void,
+): Served {
   let runtime: Runtime | undefined;
   let pods: PodSandbox[] = [];
   let containers: Container[] = [];
@@ -217,19 +239,17 @@ function serve(handlers: Handlers, timers: Timers, onReady: (runtime: Runtime) =
       return fail(thrown);
     }
   };
-  const tell = (handle: (of: Subject) => Result<void>) => (of: Subject, context: CallContext) =>
-    answer(context, () => handle(of), nothing);
   /** The events that are only told. Before each had a call of its own all came as StateChange, but stopContainer. */
-  const told = {
-    runPodSandbox: tell((of) => handlers.runPodSandbox?.(podOf(of))),
-    stopPodSandbox: tell((of) => handlers.stopPodSandbox?.(podOf(of))),
-    removePodSandbox: tell((of) => handlers.removePodSandbox?.(podOf(of))),
-    postCreateContainer: tell((of) => handlers.postCreateContainer?.(podOf(of), containerOf(of))),
-    startContainer: tell((of) => handlers.startContainer?.(podOf(of), containerOf(of))),
-    stopContainer: tell((of) => handlers.stopContainer?.(podOf(of), containerOf(of))),
-    removeContainer: tell((of) => handlers.removeContainer?.(podOf(of), containerOf(of))),
+  const told: Readonly<Record<ToldEvent, (of: Subject) => Result<void> | undefined>> = {
+    runPodSandbox: (of) => handlers.runPodSandbox?.(podOf(of)),
+    stopPodSandbox: (of) => handlers.stopPodSandbox?.(podOf(of)),
+    removePodSandbox: (of) => handlers.removePodSandbox?.(podOf(of)),
+    postCreateContainer: (of) => handlers.postCreateContainer?.(podOf(of), containerOf(of)),
+    startContainer: (of) => handlers.startContainer?.(podOf(of), containerOf(of)),
+    stopContainer: (of) => handlers.stopContainer?.(podOf(of), containerOf(of)),
+    removeContainer: (of) => handlers.removeContainer?.(podOf(of), containerOf(of)),
   };
-  const names = Object.keys(told) as (keyof typeof told)[];
+  const names = Object.keys(told) as ToldEvent[];
   const calls: Implementation<typeof Plugin> = {
     configure: ({ config, runtimeName, runtimeVersion, NRIVersion, requestTimeout }, context) => {
       runtime = {
@@ -273,40 +293,51 @@ function serve(handlers: Handlers, timers: Timers, onReady: (runtime: Runtime) =
         () => handlers.validateContainerAdjustment?.(request),
         (reason) => (reason === undefined ? {} : { reject: true, reason }),
       ),
-    stateChange: (request, context) => {
-      const name = names.find((of) => EVENTS[of] === request.event);
-      return name === undefined ? {} : told[name](request, context);
-    },
   };
-  const createContainer: RawMethod = {
-    kind: "unary",
-    handle(bytes, context) {
-      const request = decodeCreation(bytes);
-      return answer(
-        context,
-        () => handlers.createContainer?.(podOf(request), containerOf(request), known(), bytes),
-        encodeCreation,
-      );
-    },
-  };
-  return { calls: { ...calls, ...told }, createContainer };
+  const raw = new Map<string, RawMethod>();
+  const serveRaw = (
+    { name }: { readonly name: string },
+    layout: Layout,
+    handle: (subject: Subject, context: CallContext, bytes: Uint8Array) => Result<Uint8Array>,
+  ) =>
+    raw.set(name, {
+      kind: "unary",
+      handle: (bytes, context) => handle(decodeSubject(name, bytes, layout, latin1), context, bytes),
+    });
+  for (const name of names) {
+    serveRaw(Plugin.method[name], OWN_CALL, (of, context) => answer(context, () => told[name](of), nothingSaid));
+  }
+  serveRaw(Plugin.method.stateChange, STATE_CHANGE, (of, context) => {
+    const name = names.find((one) => EVENTS[one] === of.event);
+    return name === undefined ? NOTHING : answer(context, () => told[name](of), nothingSaid);
+  });
+  serveRaw(Plugin.method.createContainer, OWN_CALL, (of, context, bytes) => {
+    const handle = () => handlers.createContainer?.(podOf(of), containerOf(of), known(), bytes);
+    return answer(context, handle, encodeCreation);
+  });
+  return { calls, raw };
 }
 
 /** @throws TtrpcError */
-function decodeCreation(bytes: Uint8Array): CreateRequest {
+function decodeSubject(name: string, bytes: Uint8Array, layout: Layout, latin1: Latin1 | undefined): Subject {
   try {
-    return readCreateRequest(bytes);
+    return readSubject(bytes, layout, latin1);
   } catch (thrown) {
-    throw new TtrpcError(Code.Internal, `cannot decode the request CreateContainer: ${reasonOf(thrown)}`);
+    throw new TtrpcError(Code.Internal, `cannot decode the request ${name}: ${reasonOf(thrown)}`);
   }
 }
 
-const NO_ADJUSTMENT = new Uint8Array(0);
+const NOTHING = new Uint8Array(0);
+
+function nothingSaid(): Uint8Array {
+  return NOTHING;
+}
+
 /** Answers by their adjustments. */
 const encoded = new WeakMap<ContainerAdjustment, Uint8Array>();
 
 function encodeCreation(adjust: ContainerAdjustment | undefined): Uint8Array {
-  if (adjust === undefined) return NO_ADJUSTMENT;
+  if (adjust === undefined) return NOTHING;
   const before = encoded.get(adjust);
   if (before !== undefined) return before;
   const bytes = toBinary(CreateContainerResponseSchema, create(CreateContainerResponseSchema, { adjust }));
@@ -314,17 +345,12 @@ function encodeCreation(adjust: ContainerAdjustment | undefined): Uint8Array {
   return bytes;
 }
 
-interface Subject<P = PodSandbox, C = Container> {
-  readonly pod?: P | undefined;
-  readonly container?: C | undefined;
-}
-
-function podOf<P, C>({ pod }: Subject<P, C>): P {
+function podOf({ pod }: Subject): ReadPod {
   if (pod !== undefined) return pod;
   throw new TtrpcError(Code.InvalidArgument, "the request has no pod");
 }
 
-function containerOf<P, C>({ container }: Subject<P, C>): C {
+function containerOf({ container }: Subject): ReadContainer {
   if (container !== undefined) return container;
   throw new TtrpcError(Code.InvalidArgument, "the request has no container");
 }

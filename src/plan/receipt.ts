@@ -43,6 +43,8 @@ export class Receipts {
   readonly #sys: Sys;
   readonly #state: string;
   readonly #dir: string;
+  /** Whether the folder has been looked at. Nobody but us can put another one there. */
+  #isOurs = false;
 
   constructor(sys: Sys, stateDir: string) {
     this.#sys = sys;
@@ -108,8 +110,7 @@ export class Receipts {
     const text = `${JSON.stringify(head).slice(0, -1)},${plan.text.slice(1)}\n`;
     const draft = `${this.#dir}/.${id}.new`;
     try {
-      this.#makeFolder();
-      this.#createFresh(draft, text);
+      this.#createIn(draft, text);
       sys.rename(draft, path);
     } catch (thrown) {
       if (!(thrown instanceof OsError)) throw thrown;
@@ -156,6 +157,20 @@ export class Receipts {
   remove(id: string): void {
     const path = receiptPath(this.#state, id);
     if (path !== undefined) this.#unlink(path);
+  }
+
+  #createIn(draft: string, text: string): void {
+    if (this.#isOurs) {
+      try {
+        this.#createFresh(draft, text);
+        return;
+      } catch (thrown) {
+        if (!(thrown instanceof OsError && thrown.code === "ENOENT")) throw thrown;
+      }
+    }
+    this.#makeFolder();
+    this.#isOurs = true;
+    this.#createFresh(draft, text);
   }
 
   #makeFolder(): void {

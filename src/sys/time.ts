@@ -1,5 +1,13 @@
+/** A container's audit line and its receipt mostly have the same time. */
+let last = { ms: Number.NaN, text: "" };
+
 /** Milliseconds since the epoch as RFC 3339 in UTC: `2026-01-31T12:00:00.000Z`. The engine has no Date. */
 export function rfc3339(ms: number): string {
+  if (last.ms !== ms) last = { ms, text: written(ms) };
+  return last.text;
+}
+
+function written(ms: number): string {
   const days = Math.floor(ms / 86_400_000);
   const rest = ms - days * 86_400_000;
   // Howard Hinnant's days-to-civil: years start in March, so that the leap day is the last of its year.

@@ -19,7 +19,7 @@ import { STAMP } from "../../src/plan/inject.ts";
 import { makeBundle, ROOT, SLUICE } from "../support/simulated-host.ts";
 import * as native from "./native.ts";
 import * as scenes from "./scenes.ts";
-import { buildTimer, type Case, difference, ENVIRONMENT, type Series, summarize, Timer, total } from "./timer.ts";
+import { buildProgram, type Case, difference, ENVIRONMENT, type Series, summarize, Timer, total } from "./timer.ts";
 
 const ISOLATED = "--isolated";
 const { values: options } = parseArgs({
@@ -78,7 +78,7 @@ for (const place of ["/run/sluice", dir]) {
   fs.mkdirSync(place, { recursive: true });
   execFileSync("mount", ["-t", "tmpfs", "-o", "mode=755", "sluice-bench", place]);
 }
-const timer = new Timer(buildTimer(), dir);
+const timer = new Timer(buildProgram("timer"), dir);
 /** A copy, so that all cases run the same program, whatever is built meanwhile. */
 const SUBJECT = path.join(dir, "sluice");
 const RUNTIME = path.join(dir, "sluice-runtime");

@@ -29,13 +29,12 @@ export interface Summary {
   p90: number;
 }
 
-/** Compiles timer.c: static, since a small process starts others with less noise. */
-export function buildTimer(): string {
-  const source = path.join(ROOT, "test/bench/timer.c");
-  const timer = path.join(ROOT, "build/bench-timer");
+/** Compiles a C program of this folder: static, since a small process starts others with less noise. */
+export function buildProgram(name: string): string {
+  const program = path.join(ROOT, `build/bench-${name}`);
   const flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-static"];
-  execFileSync("cc", [...flags, "-o", timer, source], { stdio: "inherit" });
-  return timer;
+  execFileSync("cc", [...flags, "-o", program, path.join(ROOT, `test/bench/${name}.c`)], { stdio: "inherit" });
+  return program;
 }
 
 export class Timer {

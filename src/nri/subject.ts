@@ -1,12 +1,15 @@
 /**
- * The request CreateContainer, as far as it is read: whose container it is, what it asks for, and what it has already.
- * All containers of a node wait for each answer, one after the other, and what protobuf-es makes of a whole request (an
- * object for each limit of the container's memory) takes longer than to decide on it. What few containers have is left
- * to protobuf-es here, too.
+ * Whom a runtime's request is about, a pod and its container, as far as they are read: whose container it is, what it
+ * asks for, and what it has already. All containers of a node wait for each answer, one after the other, and what
+ * protobuf-es makes of a whole request (an object for each limit of the container's memory) takes longer than to decide
+ * on it. What few containers have is left to protobuf-es here, too.
  */
 
 import { create, type DescMessage, fromBinary, type MessageShape, mergeFromBinary } from "@bufbuild/protobuf";
-import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
+import { BinaryReader, getTextEncoding, WireType } from "@bufbuild/protobuf/wire";
+import { ANNOTATION_PREFIX } from "../cdi/annotations.ts";
+import { STAMP } from "../plan/inject.ts";
+import { ASK } from "../request/request.ts";
 import {
   type Container,
   type Hooks,
@@ -23,7 +26,7 @@ import {
   UserSchema,
 } from "./gen/nri_pb.js";
 
-/** A pod as far as it is read; a whole one is one, too. */
+/** A pod as far as it is read; a whole one is one, too. Of annotations those are read that mean something to us. */
 export type ReadPod = Readonly<Pick<PodSandbox, "id" | "name" | "uid" | "namespace" | "annotations">>;
 
 export type ReadMount = Readonly<Pick<Mount, "destination" | "type" | "source" | "options">>;
@@ -42,7 +45,7 @@ export interface ReadLinux {
   readonly resources?: { readonly devices: ReadRule[] } | undefined;
 }
 
-/** A container as far as it is read; a whole one is one, too. */
+/** A container as far as it is read, as with pods. */
 export interface ReadContainer extends Readonly<Pick<Container, "id" | "name" | "annotations" | "env">> {
   readonly mounts: ReadMount[];
   readonly hooks?: Hooks | undefined;
@@ -50,39 +53,133 @@ export interface ReadContainer extends Readonly<Pick<Container, "id" | "name" | 
   readonly user?: User | undefined;
 }
 
-export interface CreateRequest {
+export interface Subject {
+  /** Where the request names one; else 0. */
+  readonly event: number;
   readonly pod?: ReadPod | undefined;
   readonly container?: ReadContainer | undefined;
 }
 
+/** The numbers of a request's fields. Others are passed over. */
+export interface Layout {
+  readonly event?: number;
+  readonly pod: number;
+  readonly container: number;
+}
+
+/** CreateContainerRequest, StartContainerRequest, and all others that have a call of their own. */
+export const OWN_CALL: Layout = { pod: 1, container: 2 };
+/** StateChangeEvent. */
+export const STATE_CHANGE: Layout = { event: 1, pod: 2, container: 3 };
+
+/** Makes a text of bytes, a character of each. */
+export type Latin1 = (bytes: Uint8Array) => string;
+
+/** How keys of annotations begin that are looked at: requests, and our own stamp. Most of a request are others. */
+const READ = [ASK, ANNOTATION_PREFIX, STAMP];
+
 /** @throws Error for bytes that are no such message */
-export function readCreateRequest(bytes: Uint8Array): CreateRequest {
-  const reader = new BinaryReader(bytes);
+export function readSubject(bytes: Uint8Array, layout: Layout, latin1: Latin1 = charactersOf): Subject {
+  const reader = new Reader(bytes, latin1);
   // A message that comes in parts is one of them all, here and below.
+  let event = 0;
   let pod: PodDraft | undefined;
   let container: ContainerDraft | undefined;
   while (reader.pos < bytes.length) {
     const tag = reader.uint32();
-    switch (tag >>> FIELD) {
-      case 1:
-        pod ??= new PodDraft();
-        readPod(reader, pod);
-        break;
-      case 2:
-        container ??= new ContainerDraft();
-        readContainer(reader, container, bytes);
-        break;
-      default:
-        pass(reader, tag);
+    const field = tag >>> FIELD;
+    if (field === layout.pod) {
+      pod ??= new PodDraft();
+      readPod(reader, pod);
+    } else if (field === layout.container) {
+      container ??= new ContainerDraft();
+      readContainer(reader, container);
+    } else if (field === layout.event) {
+      event = reader.int32();
+    } else {
+      pass(reader, tag);
     }
   }
   if (reader.pos > bytes.length) throw new RangeError("premature EOF");
-  return { pod, container };
+  return { event, pod, container };
+}
+
+/** Bytes of which characters are made at once. */
+const PIECE = 4096;
+
+function charactersOf(bytes: Uint8Array): string {
+  let text = "";
+  for (let at = 0; at < bytes.length; at += PIECE) {
+    const codes: number[] = [];
+    for (let i = at; i < Math.min(at + PIECE, bytes.length); i++) codes.push(bytes[i] as number);
+    text += String.fromCharCode(...codes);
+  }
+  return text;
+}
+
+/**
+ * Texts are cut out of one that is the whole request, as far as they are ASCII: there are a hundred of them. Such a piece
+ * keeps the whole in memory. What outlives the call is read as a text of its own.
+ */
+class Reader extends BinaryReader {
+  readonly #bytes: Uint8Array;
+  readonly #latin1: Latin1;
+  readonly #text: string;
+  /** Where the text begins that was passed last; it ends at `pos`. */
+  #start = 0;
+
+  constructor(bytes: Uint8Array, latin1: Latin1) {
+    super(bytes);
+    this.#bytes = bytes;
+    this.#latin1 = latin1;
+    this.#text = latin1(bytes);
+  }
+
+  /** The text that follows, for this call. */
+  piece(): string {
+    return this.#passText() ? this.#text.slice(this.#start, this.pos) : utf8(this.part(this.#start, this.pos));
+  }
+
+  /** The text that follows, to be kept. */
+  own(): string {
+    const isAscii = this.#passText();
+    const bytes = this.part(this.#start, this.pos);
+    return isAscii ? this.#latin1(bytes) : utf8(bytes);
+  }
+
+  part(start: number, end: number): Uint8Array {
+    return this.#bytes.subarray(start, end);
+  }
+
+  /** Whether the entry of a map that begins here certainly has a key that begins with none of these. */
+  hasOtherKey(beginnings: readonly string[]): boolean {
+    const { pos } = this;
+    // A key first, and that of less than 128 bytes: so all are written.
+    if (this.#bytes[pos] !== KEY || (this.#bytes[pos + 1] as number) > 0x7f) return false;
+    return !beginnings.some((beginning) => this.#text.startsWith(beginning, pos + 2));
+  }
+
+  /** @returns whether all of it is ASCII */
+  #passText(): boolean {
+    const end = endOf(this);
+    if (end > this.len) throw new RangeError("premature EOF");
+    this.#start = this.pos;
+    let all = 0;
+    for (let at = this.pos; at < end; at++) all |= this.#bytes[at] as number;
+    this.pos = end;
+    return all < 0x80;
+  }
+}
+
+function utf8(bytes: Uint8Array): string {
+  return getTextEncoding().decodeUtf8(bytes, true);
 }
 
 /** A tag holds the type of what follows, and above that the number of the field. */
 const FIELD = 3;
 const TYPE = 7;
+/** The tag of a key in a map of texts. */
+const KEY = (1 << FIELD) | WireType.LengthDelimited;
 
 class PodDraft implements ReadPod {
   id = "";
@@ -117,21 +214,21 @@ class RuleDraft implements ReadRule {
   minor: ReadNumber | undefined;
 }
 
-function readPod(reader: BinaryReader, pod: PodDraft): void {
+function readPod(reader: Reader, pod: PodDraft): void {
   for (const end = endOf(reader); reader.pos < end; ) {
     const tag = reader.uint32();
     switch (tag >>> FIELD) {
       case 1:
-        pod.id = reader.string(true);
+        pod.id = reader.own();
         break;
       case 2:
-        pod.name = reader.string(true);
+        pod.name = reader.own();
         break;
       case 3:
-        pod.uid = reader.string(true);
+        pod.uid = reader.own();
         break;
       case 4:
-        pod.namespace = reader.string(true);
+        pod.namespace = reader.own();
         break;
       case 6:
         readEntry(reader, pod.annotations);
@@ -142,24 +239,24 @@ function readPod(reader: BinaryReader, pod: PodDraft): void {
   }
 }
 
-function readContainer(reader: BinaryReader, container: ContainerDraft, request: Uint8Array): void {
+function readContainer(reader: Reader, container: ContainerDraft): void {
   for (const end = endOf(reader); reader.pos < end; ) {
     const tag = reader.uint32();
     switch (tag >>> FIELD) {
       case 1:
-        container.id = reader.string(true);
+        container.id = reader.own();
         break;
       case 3:
-        container.name = reader.string(true);
+        container.name = reader.own();
         break;
       case 6:
         readEntry(reader, container.annotations);
         break;
       case 8:
-        container.env.push(reader.string(true));
+        container.env.push(reader.piece());
         break;
       case 9:
-        container.mounts.push(readMount(reader, request));
+        container.mounts.push(readMount(reader));
         break;
       case 10:
         container.hooks = readHooks(reader, container.hooks);
@@ -177,7 +274,7 @@ function readContainer(reader: BinaryReader, container: ContainerDraft, request:
   }
 }
 
-function readLinux(reader: BinaryReader, linux: LinuxDraft): void {
+function readLinux(reader: Reader, linux: LinuxDraft): void {
   for (const end = endOf(reader); reader.pos < end; ) {
     const tag = reader.uint32();
     switch (tag >>> FIELD) {
@@ -197,17 +294,17 @@ function readLinux(reader: BinaryReader, linux: LinuxDraft): void {
   }
 }
 
-function readNamespace(reader: BinaryReader): { type: string } {
+function readNamespace(reader: Reader): { type: string } {
   const namespace = { type: "" };
   for (const end = endOf(reader); reader.pos < end; ) {
     const tag = reader.uint32();
-    if (tag >>> FIELD === 1) namespace.type = reader.string(true);
+    if (tag >>> FIELD === 1) namespace.type = reader.piece();
     else pass(reader, tag);
   }
   return namespace;
 }
 
-function readResources(reader: BinaryReader, { devices }: { readonly devices: ReadRule[] }): void {
+function readResources(reader: Reader, { devices }: { readonly devices: ReadRule[] }): void {
   for (const end = endOf(reader); reader.pos < end; ) {
     const tag = reader.uint32();
     if (tag >>> FIELD === 7) devices.push(readRule(reader));
@@ -216,7 +313,7 @@ function readResources(reader: BinaryReader, { devices }: { readonly devices: Re
 }
 
 /** Of the device cgroup. */
-function readRule(reader: BinaryReader): ReadRule {
+function readRule(reader: Reader): ReadRule {
   const rule = new RuleDraft();
   for (const end = endOf(reader); reader.pos < end; ) {
     const tag = reader.uint32();
@@ -225,7 +322,7 @@ function readRule(reader: BinaryReader): ReadRule {
         rule.allow = reader.bool();
         break;
       case 2:
-        rule.type = reader.string(true);
+        rule.type = reader.piece();
         break;
       case 3:
         rule.major = readNumber(reader, rule.major);
@@ -234,7 +331,7 @@ function readRule(reader: BinaryReader): ReadRule {
         rule.minor = readNumber(reader, rule.minor);
         break;
       case 5:
-        rule.access = reader.string(true);
+        rule.access = reader.piece();
         break;
       default:
         pass(reader, tag);
@@ -243,7 +340,7 @@ function readRule(reader: BinaryReader): ReadRule {
   return rule;
 }
 
-function readNumber(reader: BinaryReader, begun: ReadNumber | undefined): ReadNumber {
+function readNumber(reader: Reader, begun: ReadNumber | undefined): ReadNumber {
   let value = begun?.value ?? 0n;
   for (const end = endOf(reader); reader.pos < end; ) {
     const tag = reader.uint32();
@@ -256,7 +353,7 @@ function readNumber(reader: BinaryReader, begun: ReadNumber | undefined): ReadNu
 /** An engine sends them, with nothing in them, for every container. */
 const NO_HOOKS = create(HooksSchema);
 
-function readHooks(reader: BinaryReader, begun: Hooks | undefined): Hooks {
+function readHooks(reader: Reader, begun: Hooks | undefined): Hooks {
   const bytes = reader.bytes();
   if (bytes.length === 0) return begun ?? NO_HOOKS;
   return mergeFromBinary(HooksSchema, begun === undefined || begun === NO_HOOKS ? create(HooksSchema) : begun, bytes);
@@ -266,13 +363,13 @@ function readHooks(reader: BinaryReader, begun: Hooks | undefined): Hooks {
 class LazyMount implements ReadMount {
   destination = "";
   source = "";
-  readonly #request: Uint8Array;
+  readonly #reader: Reader;
   readonly #start: number;
   readonly #end: number;
   #rest: Pick<ReadMount, "type" | "options"> | undefined;
 
-  constructor(request: Uint8Array, start: number, end: number) {
-    this.#request = request;
+  constructor(reader: Reader, start: number, end: number) {
+    this.#reader = reader;
     this.#start = start;
     this.#end = end;
   }
@@ -286,44 +383,43 @@ class LazyMount implements ReadMount {
   }
 
   #whole(): Pick<ReadMount, "type" | "options"> {
-    this.#rest ??= fromBinary(MountSchema, this.#request.subarray(this.#start, this.#end));
+    this.#rest ??= fromBinary(MountSchema, this.#reader.part(this.#start, this.#end));
     return this.#rest;
   }
 }
 
-function readMount(reader: BinaryReader, request: Uint8Array): ReadMount {
+function readMount(reader: Reader): ReadMount {
   const end = endOf(reader);
-  const mount = new LazyMount(request, reader.pos, end);
+  const mount = new LazyMount(reader, reader.pos, end);
   while (reader.pos < end) {
     const tag = reader.uint32();
-    if (tag >>> FIELD === 1) mount.destination = reader.string(true);
-    else if (tag >>> FIELD === 3) mount.source = reader.string(true);
+    if (tag >>> FIELD === 1) mount.destination = reader.piece();
+    else if (tag >>> FIELD === 3) mount.source = reader.piece();
     else pass(reader, tag);
   }
   reader.pos = end;
   return mount;
 }
 
-/** An entry of a map of texts. */
-function readEntry(reader: BinaryReader, map: Record<string, string>): void {
+/** An entry of a map of texts, where its key is one that is looked at. */
+function readEntry(reader: Reader, map: Record<string, string>): void {
+  const end = endOf(reader);
+  if (reader.hasOtherKey(READ)) {
+    reader.pos = end;
+    return;
+  }
   let key = "";
   let value = "";
-  for (const end = endOf(reader); reader.pos < end; ) {
+  while (reader.pos < end) {
     const tag = reader.uint32();
-    if (tag >>> FIELD === 1) key = reader.string(true);
-    else if (tag >>> FIELD === 2) value = reader.string(true);
+    if (tag >>> FIELD === 1) key = reader.piece();
+    else if (tag >>> FIELD === 2) value = reader.piece();
     else pass(reader, tag);
   }
-  // Set, it would be the map's prototype.
-  if (key === "__proto__") Object.defineProperty(map, key, { value, enumerable: true, configurable: true });
-  else map[key] = value;
+  if (READ.some((beginning) => key.startsWith(beginning))) map[key] = value;
 }
 
-function merged<T extends DescMessage>(
-  reader: BinaryReader,
-  schema: T,
-  begun: MessageShape<T> | undefined,
-): MessageShape<T> {
+function merged<T extends DescMessage>(reader: Reader, schema: T, begun: MessageShape<T> | undefined): MessageShape<T> {
   return mergeFromBinary(schema, begun ?? create(schema), reader.bytes());
 }
 
@@ -334,7 +430,7 @@ function endOf(reader: BinaryReader): number {
 }
 
 /** Passes over a field. */
-function pass(reader: BinaryReader, tag: number): void {
+function pass(reader: Reader, tag: number): void {
   const [field, type] = [tag >>> FIELD, tag & TYPE];
   if (field === 0) throw new Error("illegal tag: field no 0");
   if (type !== WireType.LengthDelimited) reader.skip(type, field);

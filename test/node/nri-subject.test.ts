@@ -1,24 +1,36 @@
-/** What is read of CreateContainer's request by hand, against what protobuf-es reads. */
+/** What is read of requests by hand, against what protobuf-es reads. */
 
 import assert from "node:assert/strict";
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
-import { type CreateRequest, readCreateRequest } from "../../src/nri/create-request.ts";
-import { type ContainerSchema, CreateContainerRequestSchema, type PodSandboxSchema } from "../../src/nri/gen/nri_pb.js";
+import {
+  type ContainerSchema,
+  CreateContainerRequestSchema,
+  type PodSandboxSchema,
+  StateChangeEventSchema,
+} from "../../src/nri/gen/nri_pb.js";
+import { type Latin1, OWN_CALL, readSubject, STATE_CHANGE, type Subject } from "../../src/nri/subject.ts";
 import { below, pick, type Rand } from "../support/fuzz.ts";
 import { random } from "../support/random.ts";
 import { ROOT } from "../support/simulated-host.ts";
 
+/** How keys of annotations begin that are read. */
+const READ = /^(?:gpu\.sluice\.dev|sluice\.dev\/plan|cdi\.k8s\.io\/)/;
+
+function annotationsOf(annotations: Readonly<Record<string, string>>): [string, string][] {
+  return Object.entries(annotations).filter(([key]) => READ.test(key));
+}
+
 /** As far as it is read. */
-function seen({ pod, container }: CreateRequest): unknown {
+function seen({ pod, container }: Omit<Subject, "event">): unknown {
   return {
-    pod: pod && { ...pick5(pod), annotations: Object.entries(pod.annotations) },
+    pod: pod && { ...pick5(pod), annotations: annotationsOf(pod.annotations) },
     container: container && {
       id: container.id,
       name: container.name,
-      annotations: Object.entries(container.annotations),
+      annotations: annotationsOf(container.annotations),
       env: container.env,
       mounts: container.mounts.map(({ destination, type, source, options }) => ({
         destination,
@@ -45,7 +57,7 @@ function seen({ pod, container }: CreateRequest): unknown {
   };
 }
 
-function pick5({ id, name, uid, namespace }: NonNullable<CreateRequest["pod"]>) {
+function pick5({ id, name, uid, namespace }: NonNullable<Subject["pod"]>) {
   return { id, name, uid, namespace };
 }
 
@@ -54,6 +66,16 @@ function whole(bytes: Uint8Array): unknown {
 }
 
 const TEXTS = ["", "a", "/dev/nvidia0", "é😀", "x".repeat(32), "y".repeat(33), "ö".repeat(200), "__proto__", "\0"];
+
+const KEYS = [
+  ...TEXTS,
+  "gpu.sluice.dev",
+  "gpu.sluice.dev/container.train",
+  `gpu.sluice.dev/container.${"z".repeat(200)}`,
+  "cdi.k8s.io/ä",
+  "sluice.dev/plan",
+  "io.kubernetes.cri.sandbox-id",
+];
 
 function list<T>(rand: Rand, make: () => T): T[] {
   return Array.from({ length: below(rand, 4) }, make);
@@ -66,7 +88,7 @@ function maybe<T>(rand: Rand, make: () => T): T | undefined {
 function request(rand: Rand): Uint8Array {
   const text = () => pick(rand, TEXTS);
   const texts = () => list(rand, text);
-  const map = () => Object.fromEntries(list(rand, () => [text(), text()]));
+  const map = () => Object.fromEntries(list(rand, () => [pick(rand, KEYS), text()]));
   const number = () => ({ value: below(rand, 1 << 30) });
   const long = () => BigInt(below(rand, 1 << 30)) - 5n;
   const hooks = () => list(rand, () => ({ path: text(), args: texts(), env: texts(), timeout: { value: long() } }));
@@ -125,23 +147,37 @@ function request(rand: Rand): Uint8Array {
   return toBinary(CreateContainerRequestSchema, create(CreateContainerRequestSchema, parts));
 }
 
+const latin1: Latin1 = (bytes) => Buffer.from(bytes).toString("latin1");
+
 test("of a request is read what protobuf-es reads, whatever stands in it and in however many parts it comes", () => {
   for (let seed = 0; seed < 300; seed++) {
     const rand = random(seed);
     const parts = [request(rand), request(rand)];
     for (const bytes of [...parts, new Uint8Array(Buffer.concat(parts))]) {
-      assert.deepEqual(seen(readCreateRequest(bytes)), whole(bytes), `seed ${seed}`);
+      assert.deepEqual(seen(readSubject(bytes, OWN_CALL)), whole(bytes), `seed ${seed}`);
+      assert.deepEqual(seen(readSubject(bytes, OWN_CALL, latin1)), whole(bytes), `seed ${seed}`);
     }
+  }
+});
+
+test("a change of state is read with its event", () => {
+  for (let seed = 0; seed < 50; seed++) {
+    const of = fromBinary(CreateContainerRequestSchema, request(random(seed)));
+    const { pod, container } = of;
+    const parts = { event: seed % 3, ...(pod && { pod }), ...(container && { container }) };
+    const read = readSubject(toBinary(StateChangeEventSchema, create(StateChangeEventSchema, parts)), STATE_CHANGE);
+    assert.equal(read.event, seed % 3);
+    assert.deepEqual(seen(read), seen(of), `seed ${seed}`);
   }
 });
 
 test("of the request that containerd 2.1 has made is read what protobuf-es reads", () => {
   const bytes = new Uint8Array(fs.readFileSync(path.join(ROOT, "test/fixtures/nri/create-container-2.1.bin")));
-  assert.deepEqual(seen(readCreateRequest(bytes)), whole(bytes));
+  assert.deepEqual(seen(readSubject(bytes, OWN_CALL)), whole(bytes));
   for (let length = 0; length < bytes.length; length++) {
     const part = bytes.subarray(0, length);
     assert.deepEqual(
-      outcome(part, (of) => seen(readCreateRequest(of))),
+      outcome(part, (of) => seen(readSubject(of, OWN_CALL))),
       outcome(part, whole),
       `${length} bytes`,
     );
@@ -158,6 +194,21 @@ function outcome(bytes: Uint8Array, read: (bytes: Uint8Array) => unknown): unkno
   }
 }
 
+test("annotations that mean nothing to us are not read", () => {
+  const annotations = {
+    "io.kubernetes.cri.container-name": "train",
+    "gpu.sluice.dev/pod": "gpu",
+    [`x${"y".repeat(200)}`]: "",
+  };
+  const bytes = toBinary(
+    CreateContainerRequestSchema,
+    create(CreateContainerRequestSchema, { pod: { annotations }, container: { annotations } }),
+  );
+  const { pod, container } = readSubject(bytes, OWN_CALL);
+  assert.deepEqual(pod?.annotations, { "gpu.sluice.dev/pod": "gpu" });
+  assert.deepEqual(container?.annotations, { "gpu.sluice.dev/pod": "gpu" });
+});
+
 test("what is no request is an error", () => {
   const bad: Record<string, number[]> = {
     "a field without a number": [0x02, 0x00],
@@ -167,7 +218,7 @@ test("what is no request is an error", () => {
     "a name that is no text": [0x12, 0x03, 0x1a, 0x01, 0xff],
   };
   for (const [what, bytes] of Object.entries(bad)) {
-    assert.throws(() => readCreateRequest(new Uint8Array(bytes)), Error, what);
+    assert.throws(() => readSubject(new Uint8Array(bytes), OWN_CALL), Error, what);
     assert.throws(() => whole(new Uint8Array(bytes)), Error, what);
   }
 });
