@@ -4,7 +4,7 @@ import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { BinaryReader, WireType } from "@bufbuild/protobuf/wire";
 import { EMPTY, MAX_BODY } from "./frame.ts";
 import { type KeyValue, KeyValueSchema, type Request, RequestSchema, ResponseSchema } from "./gen/ttrpc_pb.js";
-import { type MetadataInit, pairsOf } from "./metadata.ts";
+import { type Metadata, type MetadataInit, metadataOf, pairsOf } from "./metadata.ts";
 import { Code, oversizeError, TtrpcError, textOf } from "./status.ts";
 
 /** Of metadata or of details. In 4 MiB there could be two million, each an object of a hundred bytes. */
@@ -39,16 +39,28 @@ type Pair = Pick<KeyValue, "key" | "value">;
 
 /** What a request says (ttrpc.proto). */
 export interface ReadRequest extends Readonly<Pick<Request, "service" | "method" | "payload" | "timeoutNano">> {
-  readonly metadata: readonly Pair[];
+  /** Each a KeyValue that nobody has looked into: few handlers want them. */
+  readonly metadata: readonly Uint8Array[];
 }
 
 /** @throws TtrpcError InvalidArgument */
 export function decodeRequest(body: Uint8Array): ReadRequest {
-  try {
+  return decoding("the request", () => {
     checkFields(body, 0);
     return readRequest(body);
+  });
+}
+
+/** @throws TtrpcError InvalidArgument */
+export function decodeMetadata(pairs: ReadRequest["metadata"]): Metadata {
+  return decoding("the request's metadata", () => metadataOf(pairs.map(readPair)));
+}
+
+function decoding<T>(what: string, decode: () => T): T {
+  try {
+    return decode();
   } catch (thrown) {
-    throw new TtrpcError(Code.InvalidArgument, `cannot decode the request: ${textOf(thrown)}`);
+    throw new TtrpcError(Code.InvalidArgument, `cannot decode ${what}: ${textOf(thrown)}`);
   }
 }
 
@@ -57,15 +69,16 @@ function readRequest(body: Uint8Array): ReadRequest {
   const reader = new BinaryReader(body);
   let [service, method, timeoutNano] = ["", "", 0n];
   let payload: Uint8Array = EMPTY;
-  const metadata: Pair[] = [];
+  const metadata: Uint8Array[] = [];
   while (reader.pos < body.length) {
-    const [field, type] = reader.tag();
+    const tag = reader.uint32();
+    const field = tag >>> FIELD;
     if (field === 1) service = reader.string(true);
     else if (field === 2) method = reader.string(true);
     else if (field === 3) payload = reader.bytes();
     else if (field === 4) timeoutNano = BigInt(reader.int64());
-    else if (field === 5) metadata.push(readPair(reader.bytes()));
-    else reader.skip(type, field);
+    else if (field === 5) metadata.push(reader.bytes());
+    else skip(reader, tag);
   }
   return { service, method, payload, timeoutNano, metadata };
 }
@@ -74,12 +87,22 @@ function readPair(bytes: Uint8Array): Pair {
   const reader = new BinaryReader(bytes);
   let [key, value] = ["", ""];
   while (reader.pos < bytes.length) {
-    const [field, type] = reader.tag();
+    const tag = reader.uint32();
+    const field = tag >>> FIELD;
     if (field === 1) key = reader.string(true);
     else if (field === 2) value = reader.string(true);
-    else reader.skip(type, field);
+    else skip(reader, tag);
   }
   return { key, value };
+}
+
+/** A tag holds the type of what follows, and above that the number of the field. */
+const FIELD = 3;
+const TYPE = 7;
+
+function skip(reader: BinaryReader, tag: number): void {
+  if (tag >>> FIELD === 0) throw new Error("illegal tag: field no 0");
+  reader.skip(tag & TYPE, tag >>> FIELD);
 }
 
 /** How a response begins that has a payload and no status. */

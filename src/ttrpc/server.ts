@@ -1,10 +1,10 @@
 import type { DescMessage, DescMethod, DescService, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
 import { Channel, type ChannelUser } from "./channel.ts";
-import { checked, decodeRequest, encodeError, encodeReply, type ReadRequest } from "./envelope.ts";
+import { checked, decodeMetadata, decodeRequest, encodeError, encodeReply, type ReadRequest } from "./envelope.ts";
 import { DATA, EMPTY, MAX_BODY, NO_DATA, REMOTE_CLOSED, REQUEST, RESPONSE } from "./frame.ts";
 import { Inbox } from "./inbox.ts";
 import { decode, encode } from "./message.ts";
-import { type Metadata, metadataOf } from "./metadata.ts";
+import type { Metadata } from "./metadata.ts";
 import { ClosedError, Code, errorOf, oversizeError, TtrpcError, tooLate } from "./status.ts";
 import type { ByteStream } from "./stream.ts";
 import { setDeadline, type Timers } from "./timers.ts";
@@ -13,6 +13,7 @@ import { setDeadline, type Timers } from "./timers.ts";
 export interface CallContext {
   readonly service: string;
   readonly method: string;
+  /** @throws TtrpcError InvalidArgument where it is none */
   readonly metadata: Metadata;
   /** Milliseconds until the caller's deadline, at least 0; `undefined` where it has none. */
   remainingMs(): number | undefined;
@@ -305,7 +306,7 @@ class Call implements CallContext {
   }
 
   get metadata(): Metadata {
-    this.#metadata ??= metadataOf(this.#request.metadata);
+    this.#metadata ??= decodeMetadata(this.#request.metadata);
     return this.#metadata;
   }
 

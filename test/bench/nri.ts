@@ -55,9 +55,11 @@ const REPLAYS = quick ? 200 : 4000;
 const PAUSE = 5;
 const PAUSED_REPLAYS = quick ? 20 : 400;
 const RECEIPTS = 1000;
-/** Milliseconds. What the reference measured of Go's device-injector, which injects and decides nothing. */
+/** Milliseconds. Go's device-injector, which injects and decides nothing, added 0.7 to 1.1 where they were set (issue 5). */
 const LIMIT_ADDED = 1;
 const LIMIT_INSIDE = 0.3;
+/** And took this by itself: by it, another machine is told from that one. */
+const INJECTOR_INSIDE = 0.224;
 /** MB. */
 const LIMIT_MEMORY = 70;
 
@@ -443,10 +445,18 @@ async function main(owner: Owner): Promise<void> {
     { what: "inside sluiced, p50", value: median(daemons.sluiced.took), limit: LIMIT_INSIDE, unit: "ms" },
     { what: "memory, with receipts", value: Math.max(withReceipts, after), limit: LIMIT_MEMORY, unit: "MB" },
   ];
+  const verdict = (value: number, limit: number) => (value <= limit ? "kept" : "NOT KEPT");
+  const slowness = daemons.injector && median(daemons.injector.took) / INJECTOR_INSIDE;
   for (const { what, value, limit, unit } of bounds) {
-    process.stdout.write(
-      `${what.padEnd(40)}${value.toFixed(2).padStart(8)} of ${limit} ${unit}: ${value <= limit ? "kept" : "NOT KEPT"}\n`,
-    );
+    process.stdout.write(`${what.padEnd(40)}${shown(value).padStart(8)} of ${limit} ${unit}: ${verdict(value, limit)}`);
+    if (slowness !== undefined && unit === "ms") {
+      const here = limit * slowness;
+      process.stdout.write(`; of ${shown(here)} on this machine: ${verdict(value, here)}`);
+    }
+    process.stdout.write("\n");
+  }
+  if (slowness !== undefined) {
+    process.stdout.write(`(device-injector takes ${shown(slowness)} times as long as where the bounds were set)\n`);
   }
   const of = rounds.map((round) => Object.fromEntries(round));
   fs.writeFileSync(output, `${JSON.stringify({ quick, bounds, rounds: of, daemons }, null, 2)}\n`);

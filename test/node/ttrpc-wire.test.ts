@@ -225,6 +225,18 @@ test("metadata that a peer sends has keys in lower case", async (t) => {
   assert.deepEqual(await answer(), [1, Code.Aborted, '[["ab",["1","2"]]]']);
 });
 
+test("metadata that is none is an error of the caller's, where a handler wants it", async (t) => {
+  const { peer, answer, server } = serve(t);
+  server.addRaw("s", "keys", { kind: "unary", handle: (_, { metadata }) => Uint8Array.of(metadata.size) });
+  const noText = Uint8Array.of(0x2a, 3, 0x0a, 1, 0xff); // a pair whose key is not UTF-8
+  peer.send(1, REQUEST, 0, join([request("keys"), noText]));
+  const [id, code, text] = await answer();
+  assert.deepEqual([id, code], [1, Code.InvalidArgument]);
+  assert.match(text, /^cannot decode the request's metadata: /);
+  peer.send(3, REQUEST, 0, join([request("echo", Uint8Array.of(1)), noText]));
+  assert.deepEqual(await answer(), [3, 0, "1"]);
+});
+
 test("after the end nothing is read, not even what has arrived", async (t) => {
   const { peer, server, end } = serve(t);
   let count = 0;
