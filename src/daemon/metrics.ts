@@ -12,8 +12,8 @@ const EVIDENCE_BUCKETS = [0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
  * How a decision ended: it was given something, it was refused, it starts and there is a line on it in the audit log, or
  * it has nothing to do with GPUs.
  */
-/** Milliseconds. Right after the answer the runtime goes on, on a processor that it shares with us. */
-const LATER = 20;
+/** Counts that wait for somebody who asks. */
+const MOST_WAITING = 1000;
 
 export type Outcome = "granted" | "refused" | "reported" | "untouched";
 
@@ -122,9 +122,9 @@ export class Metrics {
     return counts;
   }
 
-  /** What a container would wait for is counted once it is being made, or when somebody asks. */
+  /** What a container would wait for is counted when somebody asks. */
   #afterwards(count: () => void): void {
-    if (this.#later.push(count) === 1) setTimeout(() => this.#catchUp(), LATER).unref();
+    if (this.#later.push(count) === MOST_WAITING) setImmediate(() => this.#catchUp());
   }
 
   #catchUp(): void {

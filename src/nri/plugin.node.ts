@@ -62,7 +62,10 @@ export function startPlugin(options: PluginOptions): RunningPlugin {
       index,
       handlers: options.handlers,
       timers: nodeTimers,
-      latin1: (bytes) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1"),
+      latin1(bytes) {
+        const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+        return (start, end) => buffer.toString("latin1", start, end);
+      },
       onReady(runtime) {
         isTaken = true;
         options.onState({ state: "registered", runtime });

@@ -72,8 +72,8 @@ export const OWN_CALL: Layout = { pod: 1, container: 2 };
 /** StateChangeEvent. */
 export const STATE_CHANGE: Layout = { event: 1, pod: 2, container: 3 };
 
-/** Makes a text of bytes, a character of each. */
-export type Latin1 = (bytes: Uint8Array) => string;
+/** Makes texts of parts of the bytes, from a start up to an end, a character of each byte. */
+export type Latin1 = (bytes: Uint8Array) => (start: number, end: number) => string;
 
 /** How keys of annotations begin that are looked at: requests, and our own stamp. Most of a request are others. */
 const READ = [ASK, ANNOTATION_PREFIX, STAMP];
@@ -107,15 +107,15 @@ export function readSubject(bytes: Uint8Array, layout: Layout, latin1: Latin1 = 
 /** Bytes of which characters are made at once. */
 const PIECE = 4096;
 
-function charactersOf(bytes: Uint8Array): string {
+const charactersOf: Latin1 = (bytes) => (start, end) => {
   let text = "";
-  for (let at = 0; at < bytes.length; at += PIECE) {
+  for (let at = start; at < end; at += PIECE) {
     const codes: number[] = [];
-    for (let i = at; i < Math.min(at + PIECE, bytes.length); i++) codes.push(bytes[i] as number);
+    for (let i = at; i < Math.min(at + PIECE, end); i++) codes.push(bytes[i] as number);
     text += String.fromCharCode(...codes);
   }
   return text;
-}
+};
 
 /**
  * Texts are cut out of one that is the whole request, as far as they are ASCII: there are a hundred of them. Such a piece
@@ -123,7 +123,7 @@ function charactersOf(bytes: Uint8Array): string {
  */
 class Reader extends BinaryReader {
   readonly #bytes: Uint8Array;
-  readonly #latin1: Latin1;
+  readonly #characters: ReturnType<Latin1>;
   readonly #text: string;
   /** Where the text begins that was passed last; it ends at `pos`. */
   #start = 0;
@@ -131,8 +131,8 @@ class Reader extends BinaryReader {
   constructor(bytes: Uint8Array, latin1: Latin1) {
     super(bytes);
     this.#bytes = bytes;
-    this.#latin1 = latin1;
-    this.#text = latin1(bytes);
+    this.#characters = latin1(bytes);
+    this.#text = this.#characters(0, bytes.length);
   }
 
   /** The text that follows, for this call. */
@@ -142,9 +142,7 @@ class Reader extends BinaryReader {
 
   /** The text that follows, to be kept. */
   own(): string {
-    const isAscii = this.#passText();
-    const bytes = this.part(this.#start, this.pos);
-    return isAscii ? this.#latin1(bytes) : utf8(bytes);
+    return this.#passText() ? this.#characters(this.#start, this.pos) : utf8(this.part(this.#start, this.pos));
   }
 
   part(start: number, end: number): Uint8Array {
