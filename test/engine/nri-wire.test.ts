@@ -271,13 +271,13 @@ for (const of of ENGINES) {
     await t.test("answers and requests of 4 KB, 55 KB and 4 MB arrive whole", async (t) => {
       let size = 0;
       const got: number[] = [];
-      // In many values: a hundred to a message of a few KB, and as many to one of 4 MB.
+      // In many values: a hundred to a message of a few KB, and as many to one of 4 MB. Other keys are not read.
       const values = (): Record<string, string> =>
         Object.fromEntries(
-          Array.from({ length: 100 }, (_, i) => [`example.com/${i}`, "x".repeat(Math.floor(size / 100))]),
+          Array.from({ length: 100 }, (_, i) => [`gpu.sluice.dev/${i}`, "x".repeat(Math.floor(size / 100))]),
         );
       const plugin = await register(t, scene, (made) => {
-        const sent = Object.entries(made.annotations).filter(([key]) => key.startsWith("example.com/"));
+        const sent = Object.entries(made.annotations).filter(([key]) => key.startsWith("gpu.sluice.dev/"));
         got.push(sent.map(([, value]) => value).join("").length);
         return create(ContainerAdjustmentSchema, { annotations: values() });
       });
@@ -286,7 +286,7 @@ for (const of of ENGINES) {
       for (size of [...Array.from({ length: 12 }, (_, i) => 1000 + 300 * i), 55_000, 4_000_000]) {
         const c = await run(p, { start: false });
         const { annotations } = await specOf(c);
-        assert.equal(annotations["example.com/99"], "x".repeat(Math.floor(size / 100)), `${size}`);
+        assert.equal(annotations["gpu.sluice.dev/99"], "x".repeat(Math.floor(size / 100)), `${size}`);
         await c.remove();
       }
       got.length = 0;
