@@ -63,7 +63,9 @@ export function annotationValue(devices: readonly string[]): string {
  * @throws SluiceError E_CDI_ANNOTATION, which names the key
  */
 export function parseAnnotations(annotations: Readonly<Record<string, unknown>>): AnnotationRequest[] {
-  const keys = Object.keys(annotations).filter((key) => key.startsWith(ANNOTATION_PREFIX));
+  const keys: string[] = [];
+  for (const key of Object.keys(annotations)) if (key.startsWith(ANNOTATION_PREFIX)) keys.push(key);
+  if (keys.length === 0) return [];
   return keys.sort().map((key) => {
     const value = annotations[key];
     try {

@@ -25,7 +25,7 @@ import type { Evidence, PodContainer } from "../policy/allocation.ts";
 import { trustFor } from "../policy/grant.ts";
 import { shownPod } from "../policy/pod.ts";
 import { readNvidiaVariables } from "../request/nvidia.ts";
-import { ASK } from "../request/request.ts";
+import { isAsk } from "../request/request.ts";
 import { SluiceError } from "../sys/error.ts";
 import { Adjustments, isEmpty, toConfig } from "./adjust.ts";
 import {
@@ -312,7 +312,7 @@ function askerOf({ namespace, name, uid }: ReadPod, container: ReadContainer): A
 function configOf(pod: ReadPod, container: ReadContainer): Config {
   const annotations = { ...container.annotations };
   for (const key of Object.keys(pod.annotations)) {
-    if (key === ASK || key.startsWith(`${ASK}/`)) annotations[key] = pod.annotations[key] as string;
+    if (isAsk(key)) annotations[key] = pod.annotations[key] as string;
   }
   // Names the container for readRequest, also where the engine writes it down only later.
   annotations["io.kubernetes.cri.container-name"] = container.name;

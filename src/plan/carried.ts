@@ -39,9 +39,8 @@ export function findCarried(config: Config, host: Files): Carried {
   const isPrivileged = rules.findLast(isForAll)?.allow === true;
   const devices = (config.linux?.devices ?? []).filter(({ type, major }) => /^[cu]$/.test(type) && !isOthers(major));
   const allowing = rules.filter((rule) => isOfGpuKind(rule) && !isOthers(rule.major));
-  const sources = new Set(
-    (config.mounts ?? []).flatMap(({ source }) => (source && isBelowDev(source) ? [source] : [])),
-  );
+  const sources = new Set<string>();
+  for (const { source } of config.mounts ?? []) if (source && isBelowDev(source)) sources.add(source);
   if (devices.length === 0 && sources.size === 0 && allowing.length === 0) return { nodes: [], isPrivileged };
 
   const look = new Look(host);

@@ -126,12 +126,18 @@ function firstOf(annotations: Record<string, string>, keys: readonly string[]): 
   return undefined;
 }
 
+/** Whether it is the key of an annotation by which a container asks. */
+export function isAsk(key: string): boolean {
+  return key.startsWith(ASK) && (key.length === ASK.length || key[ASK.length] === "/");
+}
+
 /**
  * The annotation that counts for this container: in a pod `gpu.sluice.dev/container.<name>` before
  * `gpu.sluice.dev/pod` before the plain key (DESIGN.md section 5). Those of a pod's other containers are theirs.
  */
 function readAsks(annotations: Record<string, string>): (Ask & { from: string })[] {
-  const keys = Object.keys(annotations).filter((key) => key === ASK || key.startsWith(`${ASK}/`));
+  const keys: string[] = [];
+  for (const key of Object.keys(annotations)) if (isAsk(key)) keys.push(key);
   if (keys.length === 0) return [];
   const prefix = `${ASK}/container.`;
   for (const key of keys) {

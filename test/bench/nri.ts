@@ -54,6 +54,7 @@ const REPLAYS = quick ? 200 : 4000;
 /** Milliseconds between two requests, as on a node that is not busy. */
 const PAUSE = 5;
 const PAUSED_REPLAYS = quick ? 20 : 400;
+const TURNS = quick ? 2 : 8;
 const RECEIPTS = 1000;
 /** Milliseconds. Go's device-injector, which injects and decides nothing, added 0.7 to 1.1 where they were set (issue 5). */
 const LIMIT_ADDED = 1;
@@ -310,12 +311,20 @@ class Replay {
   }
 }
 
-async function alone(replay: Replay, pid: number): Promise<Alone> {
-  await replay.run(REPLAYS / 2, 0);
-  const before = cpuOf(pid);
-  const took = await replay.run(REPLAYS, 0);
-  const cpu = (cpuOf(pid) - before) / REPLAYS;
-  return { took, paused: await replay.run(PAUSED_REPLAYS, PAUSE), cpu };
+/** Measures plugins in turns, so that a machine that is slower for a while is so for all. */
+async function alone(plugins: readonly { readonly replay: Replay; readonly pid: number }[]): Promise<Alone[]> {
+  const all = plugins.map(() => ({ took: [] as number[], paused: [] as number[], cpu: 0 }));
+  for (const { replay } of plugins) await replay.run(REPLAYS / 2, 0);
+  for (let turn = 0; turn < TURNS; turn++) {
+    for (const [i, { replay, pid }] of plugins.entries()) {
+      const of = all[i] as (typeof all)[number];
+      const before = cpuOf(pid);
+      of.took.push(...(await replay.run(REPLAYS / TURNS, 0)));
+      of.cpu += (cpuOf(pid) - before) / REPLAYS;
+      of.paused.push(...(await replay.run(PAUSED_REPLAYS / TURNS, PAUSE)));
+    }
+  }
+  return all;
 }
 
 interface Daemons {
@@ -337,7 +346,8 @@ async function measureAlone(owner: Owner, scene: Scene, request: Uint8Array): Pr
   await replay.ready();
   await sleep(quick ? 200 : 3000);
   const idle = memoryOf(sluiced.pid());
-  const ours = await alone(replay, sluiced.pid());
+  const other = injector === undefined ? [] : [await replayInjector(owner, scene, request, injector)];
+  const [ours, theirs] = await alone([{ replay, pid: sluiced.pid() }, ...other]);
   const after = memoryOf(sluiced.pid());
 
   // Another daemon finds a thousand receipts of containers that live.
@@ -362,18 +372,17 @@ async function measureAlone(owner: Owner, scene: Scene, request: Uint8Array): Pr
   const withReceipts = memoryOf(sluiced.pid());
   if (sluiced.receipts().length < RECEIPTS) throw new Error("receipts of living containers went");
   await sluiced.stop();
-  return { sluiced: ours, injector: await injectorAlone(owner, scene, request), idle, after, withReceipts };
+  return { sluiced: ours as Alone, injector: theirs, idle, after, withReceipts };
 }
 
-async function injectorAlone(owner: Owner, { plugged }: Scene, request: Uint8Array): Promise<Alone | undefined> {
-  if (injector === undefined) return undefined;
+async function replayInjector(owner: Owner, { plugged }: Scene, request: Uint8Array, program: string) {
   const socket = path.join(plugged.machine.shared, "injector.sock");
   const replay = new Replay(owner, socket, request);
   while (!fs.existsSync(socket)) await sleep(10);
-  const child = spawn(injector, ["-idx", "10", "-socket-path", socket], { stdio: "ignore" });
+  const child = spawn(program, ["-idx", "10", "-socket-path", socket], { stdio: "ignore" });
   owner.after(() => void child.kill());
   await replay.ready();
-  return alone(replay, child.pid as number);
+  return { replay, pid: child.pid as number };
 }
 
 const shown = (ms: number) => ms.toFixed(2);
