@@ -22,6 +22,8 @@ interface Sandbox {
   readonly pod: Pod;
   /** The last answer. An allocation never shrinks or moves while its pod lives. */
   learnt?: Learnt;
+  /** What the answer means for each container that it lists, found out before it waits for it; taken out by then. */
+  weighed?: Map<string, Evidence>;
   /** A question that is under way; never rejected. */
   asking?: Promise<Learnt | Error>;
 }
@@ -54,7 +56,9 @@ export class EvidenceCache {
   known(sandboxId: string, container: PodContainer): Evidence | undefined {
     const sandbox = this.#sandboxes.get(sandboxId);
     if (sandbox?.learnt === undefined || !isSame(sandbox.pod, container)) return undefined;
-    const evidence = weigh(container.container, sandbox.learnt);
+    const name = container.container;
+    const evidence = sandbox.weighed?.get(name) ?? weigh(name, sandbox.learnt);
+    sandbox.weighed?.delete(name);
     return hasSomething(evidence) ? evidence : undefined;
   }
 
@@ -120,8 +124,11 @@ export class EvidenceCache {
       .then((answer): Learnt => {
         // After the answer: what the kubelet told of has been recorded by then.
         const records = pod.uid === undefined ? WITHOUT_UID : this.#sources.records.of(pod.uid);
-        sandbox.learnt = { answer, records };
-        return sandbox.learnt;
+        const learnt = { answer, records };
+        sandbox.learnt = learnt;
+        const names = answer.pods.flatMap((one) => [...one.keys()]);
+        sandbox.weighed = new Map(names.map((name) => [name, weigh(name, learnt)]));
+        return learnt;
       })
       .catch((error: unknown) => (error instanceof Error ? error : new Error(reasonOf(error))))
       .finally(() => {

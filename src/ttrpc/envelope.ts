@@ -38,17 +38,77 @@ function nanoseconds(ms: number): bigint {
 type Pair = Pick<KeyValue, "key" | "value">;
 
 /** What a request says (ttrpc.proto). */
-export interface ReadRequest extends Readonly<Pick<Request, "service" | "method" | "payload" | "timeoutNano">> {
+export interface ReadRequest extends Readonly<Pick<Request, "service" | "method" | "payload">> {
+  /** From now on; 0 is no deadline, and below it one that has passed. */
+  readonly timeoutNano: number;
   /** Each a KeyValue that nobody has looked into: few handlers want them. */
   readonly metadata: readonly Uint8Array[];
 }
 
-/** @throws TtrpcError InvalidArgument */
-export function decodeRequest(body: Uint8Array): ReadRequest {
-  return decoding("the request", () => {
-    checkFields(body, 0);
-    return readRequest(body);
-  });
+/** How a request begins that names one method. */
+interface Head {
+  readonly bytes: Uint8Array;
+  readonly service: string;
+  readonly method: string;
+}
+
+/** Methods that are remembered, and bytes of what names one. */
+const MOST_HEADS = 16;
+const LONGEST_HEAD = 256;
+
+/** Decodes the requests of one client, which calls the same few methods again and again, and names them first. */
+export class RequestDecoder {
+  readonly #heads: Head[] = [];
+
+  /** @throws TtrpcError InvalidArgument */
+  decode(body: Uint8Array): ReadRequest {
+    for (const head of this.#heads) {
+      const known = startsWith(body, head.bytes) ? readAfter(head, body) : undefined;
+      if (known !== undefined) return known;
+    }
+    return decoding("the request", () => {
+      checkFields(body, 0);
+      return readRequest(body, (head) => {
+        if (this.#heads.length < MOST_HEADS) this.#heads.push(head);
+      });
+    });
+  }
+}
+
+function startsWith(body: Uint8Array, beginning: Uint8Array): boolean {
+  for (let at = 0; at < beginning.length; at++) if (body[at] !== beginning[at]) return false;
+  return true;
+}
+
+/** What follows a head that is known, where that is what all clients send; `undefined` to have it looked at closely. */
+function readAfter({ bytes, service, method }: Head, body: Uint8Array): ReadRequest | undefined {
+  let at = bytes.length;
+  let last = 0;
+  let payload: Uint8Array = EMPTY;
+  let timeoutNano = 0;
+  let metadata = NO_METADATA;
+  while (at < body.length) {
+    const tag = body[at++] as number;
+    if (tag <= last) return undefined;
+    last = tag;
+    let value = 0;
+    let byte = 0x80;
+    for (let unit = 1; byte > 0x7f; unit *= 0x80) {
+      if (unit > 2 ** 42 || at === body.length) return undefined;
+      byte = body[at++] as number;
+      value += (byte & 0x7f) * unit;
+    }
+    if (tag === TIMEOUT) {
+      timeoutNano = value;
+      continue;
+    }
+    if ((tag !== PAYLOAD_OF_REQUEST && tag !== METADATA) || value > body.length - at) return undefined;
+    const part = body.subarray(at, at + value);
+    at += value;
+    if (tag === METADATA) metadata = [part];
+    else payload = part;
+  }
+  return { service, method, payload, timeoutNano, metadata };
 }
 
 /** @throws TtrpcError InvalidArgument */
@@ -65,20 +125,28 @@ function decoding<T>(what: string, decode: () => T): T {
 }
 
 /** By hand, as `encodeReply`: each call has them, and protobuf-es goes by descriptions. */
-function readRequest(body: Uint8Array): ReadRequest {
+function readRequest(body: Uint8Array, found: (head: Head) => void): ReadRequest {
   const reader = new BinaryReader(body);
-  let [service, method, timeoutNano] = ["", "", 0n];
+  let [service, method, timeoutNano] = ["", "", 0];
   let payload: Uint8Array = EMPTY;
   const metadata: Uint8Array[] = [];
+  let [last, isInOrder, headLength] = [0, true, 0];
   while (reader.pos < body.length) {
     const tag = reader.uint32();
     const field = tag >>> FIELD;
     if (field === 1) service = reader.string(true);
     else if (field === 2) method = reader.string(true);
     else if (field === 3) payload = reader.bytes();
-    else if (field === 4) timeoutNano = BigInt(reader.int64());
+    else if (field === 4) timeoutNano = Number(reader.int64());
     else if (field === 5) metadata.push(reader.bytes());
     else skip(reader, tag);
+    isInOrder &&= field >= last;
+    last = field;
+    if (field <= 2) headLength = reader.pos;
+  }
+  // In order, no later field changes what the first two say.
+  if (isInOrder && service !== "" && method !== "" && headLength <= LONGEST_HEAD) {
+    found({ bytes: body.slice(0, headLength), service, method });
   }
   return { service, method, payload, timeoutNano, metadata };
 }
@@ -99,6 +167,10 @@ function readPair(bytes: Uint8Array): Pair {
 /** A tag holds the type of what follows, and above that the number of the field. */
 const FIELD = 3;
 const TYPE = 7;
+const PAYLOAD_OF_REQUEST = (3 << FIELD) | WireType.LengthDelimited;
+const TIMEOUT = (4 << FIELD) | WireType.Varint;
+const METADATA = (5 << FIELD) | WireType.LengthDelimited;
+const NO_METADATA: readonly Uint8Array[] = [];
 
 function skip(reader: BinaryReader, tag: number): void {
   if (tag >>> FIELD === 0) throw new Error("illegal tag: field no 0");

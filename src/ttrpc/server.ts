@@ -1,6 +1,6 @@
 import type { DescMessage, DescMethod, DescService, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
 import { Channel, type ChannelUser } from "./channel.ts";
-import { checked, decodeMetadata, decodeRequest, encodeError, encodeReply, type ReadRequest } from "./envelope.ts";
+import { checked, decodeMetadata, encodeError, encodeReply, type ReadRequest, RequestDecoder } from "./envelope.ts";
 import { DATA, EMPTY, MAX_BODY, NO_DATA, REMOTE_CLOSED, REQUEST, RESPONSE } from "./frame.ts";
 import { Inbox } from "./inbox.ts";
 import { decode, encode } from "./message.ts";
@@ -158,6 +158,7 @@ class Connection implements ChannelUser, ServerConnection {
   readonly #timers: Timers;
   readonly #maxCalls: number;
   readonly #channel: Channel;
+  readonly #decoder = new RequestDecoder();
   readonly #calls = new Map<number, Call>();
   readonly #onEnd: (connection: Connection) => void;
   #resolve: (error: Error | undefined) => void = () => {};
@@ -239,7 +240,7 @@ class Connection implements ChannelUser, ServerConnection {
     }
     this.#lastId = id;
     try {
-      this.#begin(id, flags, decodeRequest(body));
+      this.#begin(id, flags, this.#decoder.decode(body));
     } catch (thrown) {
       this.respond(id, errorOf(thrown));
     }
@@ -252,7 +253,7 @@ class Connection implements ChannelUser, ServerConnection {
     if (methods === undefined) throw new TtrpcError(Code.Unimplemented, `service ${request.service}`);
     const method = methods.get(request.method);
     if (method === undefined) throw new TtrpcError(Code.Unimplemented, `method ${request.method}`);
-    if (request.timeoutNano < 0n) throw tooLate();
+    if (request.timeoutNano < 0) throw tooLate();
     if (this.#calls.size >= this.#maxCalls) {
       throw new TtrpcError(Code.ResourceExhausted, `more than ${this.#maxCalls} calls are in flight`);
     }
@@ -294,7 +295,7 @@ class Call implements CallContext {
     this.#id = id;
     this.#request = request;
     const { timeoutNano } = request;
-    this.#deadline = timeoutNano === 0n ? undefined : timers.now() + Number(timeoutNano) / 1e6;
+    this.#deadline = timeoutNano === 0 ? undefined : timers.now() + timeoutNano / 1e6;
   }
 
   get service(): string {

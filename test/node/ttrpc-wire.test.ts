@@ -2,9 +2,10 @@
 
 import assert from "node:assert/strict";
 import { type TestContext, test } from "node:test";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import { Client } from "../../src/ttrpc/client.ts";
+import { decodeMetadata, RequestDecoder } from "../../src/ttrpc/envelope.ts";
 import {
   DATA,
   frameHeader,
@@ -607,3 +608,50 @@ async function drain(messages: AsyncIterable<Uint8Array>): Promise<void> {
 function isTtrpc(thrown: unknown): void {
   assert.ok(thrown instanceof TtrpcError, String((thrown as Error).stack));
 }
+
+test("requests are read as protobuf-es reads them, whatever was read before, in any order and cut anywhere", () => {
+  const bytesOf = (parts: MessageInitShape<typeof RequestSchema>) =>
+    toBinary(RequestSchema, create(RequestSchema, parts));
+  const outcome = (read: () => unknown) => {
+    try {
+      return read();
+    } catch (thrown) {
+      assert.ok(thrown instanceof Error);
+      return "an error";
+    }
+  };
+  const decoder = new RequestDecoder();
+  for (let seed = 0; seed < 2000; seed++) {
+    const rand = random(seed);
+    const timeouts = [0n, 1n, 127n, 128n, 5_000_000_000n, 2n ** 49n, 2n ** 62n, -1n, -(2n ** 63n)];
+    const pairs = Array.from({ length: below(rand, 3) }, () => ({ key: pick(rand, ["k", "ö"]), value: "v" }));
+    const parts = [
+      bytesOf({ service: pick(rand, ["s", "s", "other", ""]) }),
+      bytesOf({ method: pick(rand, ["m", "m", "n", "x".repeat(300), ""]) }),
+      bytesOf({ payload: new Uint8Array(pick(rand, [0, 1, 127, 128, 20_000])).fill(7) }),
+      bytesOf({ timeoutNano: pick(rand, timeouts) }),
+      bytesOf({ metadata: pairs }),
+      pick(
+        rand,
+        [[], [], [0x30, 1], [0x32, 1, 1], [0x00], [0x0f], [0x1d, 1, 2, 3, 4]].map((of) => Uint8Array.from(of)),
+      ),
+    ];
+    if (rand() < 0.2) parts.push(...parts.splice(below(rand, parts.length), 1));
+    if (rand() < 0.1) parts.push(pick(rand, parts));
+    const whole = join(parts);
+    const body = rand() < 0.2 ? whole.subarray(0, below(rand, whole.length + 1)) : whole;
+    const expected = outcome(() => {
+      const { service, method, payload, timeoutNano, metadata } = fromBinary(RequestSchema, body);
+      const texts = metadata.map(({ key, value }) => `${key}=${value}`).sort();
+      return { service, method, payload, timeoutNano: Number(timeoutNano), texts };
+    });
+    const read = outcome(() => {
+      const { metadata, ...rest } = decoder.decode(body);
+      const texts = [...decodeMetadata(metadata)]
+        .flatMap(([key, values]) => values.map((value) => `${key}=${value}`))
+        .sort();
+      return { ...rest, texts };
+    });
+    assert.deepEqual(read, expected, `seed ${seed}`);
+  }
+});
