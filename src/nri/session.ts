@@ -63,7 +63,6 @@ export interface Handlers {
   stopPodSandbox?(pod: ReadPod): Result<void>;
   removePodSandbox?(pod: ReadPod): Result<void>;
   /**
-   * @param pod, container as far as they are read; but for ids and names, what is kept of them keeps all of the request
    * @param request as it came, a CreateContainerRequest, for who wants more of it than is read
    * @returns one that is answered again, and has not been changed, is not encoded again
    */

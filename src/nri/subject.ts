@@ -118,13 +118,17 @@ const charactersOf: Latin1 = (bytes) => (start, end) => {
 };
 
 /**
- * Texts are cut out of one that is the whole request, as far as they are ASCII: there are a hundred of them. Such a piece
- * keeps the whole in memory. What outlives the call is read as a text of its own.
+ * Bytes of a request up to which its texts are cut out of one that is the whole: there are a hundred of them. Such a piece
+ * keeps the whole in memory, and a device's name may be kept for long (src/plan/memory.ts): pods write large requests.
  */
+const USUAL = 16 << 10;
+
+/** Reads texts quickly, as far as they are ASCII. */
 class Reader extends BinaryReader {
   readonly #bytes: Uint8Array;
   readonly #characters: ReturnType<Latin1>;
   readonly #text: string;
+  readonly #isUsual: boolean;
   /** Where the text begins that was passed last; it ends at `pos`. */
   #start = 0;
 
@@ -133,16 +137,22 @@ class Reader extends BinaryReader {
     this.#bytes = bytes;
     this.#characters = latin1(bytes);
     this.#text = this.#characters(0, bytes.length);
+    this.#isUsual = bytes.length <= USUAL;
   }
 
-  /** The text that follows, for this call. */
+  /** The text that follows, which may be a piece of the whole. */
   piece(): string {
-    return this.#passText() ? this.#text.slice(this.#start, this.pos) : utf8(this.part(this.#start, this.pos));
+    return this.#textThatFollows(this.#isUsual);
   }
 
-  /** The text that follows, to be kept. */
+  /** The text that follows, for who keeps it for each container or pod. */
   own(): string {
-    return this.#passText() ? this.#characters(this.#start, this.pos) : utf8(this.part(this.#start, this.pos));
+    return this.#textThatFollows(false);
+  }
+
+  #textThatFollows(isPiece: boolean): string {
+    if (!this.#passText()) return utf8(this.part(this.#start, this.pos));
+    return isPiece ? this.#text.slice(this.#start, this.pos) : this.#characters(this.#start, this.pos);
   }
 
   part(start: number, end: number): Uint8Array {

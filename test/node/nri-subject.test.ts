@@ -149,10 +149,17 @@ function request(rand: Rand): Uint8Array {
 
 const latin1: Latin1 = (bytes) => (start, end) => Buffer.from(bytes).toString("latin1", start, end);
 
+function large(): Uint8Array {
+  const container = { env: ["x".repeat(20_000), "ö"], annotations: { "gpu.sluice.dev": "gpu" } };
+  return toBinary(CreateContainerRequestSchema, create(CreateContainerRequestSchema, { container }));
+}
+
 test("of a request is read what protobuf-es reads, whatever stands in it and in however many parts it comes", () => {
   for (let seed = 0; seed < 300; seed++) {
     const rand = random(seed);
     const parts = [request(rand), request(rand)];
+    // One that is larger than most, of which no pieces are kept.
+    if (seed % 20 === 0) parts.push(large());
     for (const bytes of [...parts, new Uint8Array(Buffer.concat(parts))]) {
       assert.deepEqual(seen(readSubject(bytes, OWN_CALL)), whole(bytes), `seed ${seed}`);
       assert.deepEqual(seen(readSubject(bytes, OWN_CALL, latin1)), whole(bytes), `seed ${seed}`);
