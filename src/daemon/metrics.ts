@@ -9,7 +9,7 @@ const ANSWER_BUCKETS = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01,
 const EVIDENCE_BUCKETS = [0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5];
 
 /** Counts that wait for somebody who asks. */
-const MOST_WAITING = 1000;
+const MOST_WAITING = 100;
 
 /**
  * How a decision ended: it was given something, it was refused, it starts and there is a line on it in the audit log, or

@@ -18,14 +18,15 @@ export interface EvidenceSources {
   readonly records: { of(uid: string): PodRecords };
 }
 
+/** All of its fields are there from the start: there may be thousands, and this is how they are small. */
 interface Sandbox {
   readonly pod: Pod;
   /** The last answer. An allocation never shrinks or moves while its pod lives. */
-  learnt?: Learnt;
+  learnt: Learnt | undefined;
   /** What the answer means for each container that it lists, found out before it waits for it; taken out by then. */
-  weighed?: Map<string, Evidence>;
+  weighed: Map<string, Evidence> | undefined;
   /** A question that is under way; never rejected. */
-  asking?: Promise<Learnt | Error>;
+  asking: Promise<Learnt | Error> | undefined;
 }
 
 /**
@@ -58,7 +59,7 @@ export class EvidenceCache {
     if (sandbox?.learnt === undefined || !isSame(sandbox.pod, container)) return undefined;
     const name = container.container;
     const evidence = sandbox.weighed?.get(name) ?? weigh(name, sandbox.learnt);
-    sandbox.weighed?.delete(name);
+    if (sandbox.weighed?.delete(name) && sandbox.weighed.size === 0) sandbox.weighed = undefined;
     return hasSomething(evidence) ? evidence : undefined;
   }
 
@@ -107,7 +108,8 @@ export class EvidenceCache {
     const known = this.#sandboxes.get(sandboxId);
     if (known !== undefined && isSame(known.pod, pod)) return known;
     const { namespace, pod: name, uid } = pod;
-    const sandbox: Sandbox = { pod: { namespace, pod: name, ...(uid === undefined ? {} : { uid }) } };
+    const own = { namespace, pod: name, ...(uid === undefined ? {} : { uid }) };
+    const sandbox: Sandbox = { pod: own, learnt: undefined, weighed: undefined, asking: undefined };
     this.#sandboxes.delete(sandboxId);
     this.#sandboxes.set(sandboxId, sandbox);
     if (this.#sandboxes.size > MAX_SANDBOXES) {
@@ -132,7 +134,7 @@ export class EvidenceCache {
       })
       .catch((error: unknown) => (error instanceof Error ? error : new Error(reasonOf(error))))
       .finally(() => {
-        delete sandbox.asking;
+        sandbox.asking = undefined;
       });
     sandbox.asking = asking;
     return asking;
