@@ -55,6 +55,8 @@ interface Head {
 /** Methods that are remembered, and bytes of what names one. */
 const MOST_HEADS = 16;
 const LONGEST_HEAD = 256;
+/** Of metadata; a request with more is looked at closely. */
+const MOST_PAIRS = 16;
 
 /** Decodes the requests of one client, which calls the same few methods again and again, and names them first. */
 export class RequestDecoder {
@@ -62,14 +64,13 @@ export class RequestDecoder {
 
   /** @throws TtrpcError InvalidArgument */
   decode(body: Uint8Array): ReadRequest {
-    for (const head of this.#heads) {
-      const known = startsWith(body, head.bytes) ? readAfter(head, body) : undefined;
-      if (known !== undefined) return known;
-    }
+    const known = this.#heads.find(({ bytes }) => startsWith(body, bytes));
+    const read = known && readAfter(known, body);
+    if (read !== undefined) return read;
     return decoding("the request", () => {
       checkFields(body, 0);
       return readRequest(body, (head) => {
-        if (this.#heads.length < MOST_HEADS) this.#heads.push(head);
+        if (known === undefined && this.#heads.length < MOST_HEADS) this.#heads.push(head);
       });
     });
   }
@@ -86,10 +87,10 @@ function readAfter({ bytes, service, method }: Head, body: Uint8Array): ReadRequ
   let last = 0;
   let payload: Uint8Array = EMPTY;
   let timeoutNano = 0;
-  let metadata = NO_METADATA;
+  const metadata: Uint8Array[] = [];
   while (at < body.length) {
     const tag = body[at++] as number;
-    if (tag <= last) return undefined;
+    if (tag < last || (tag === last && tag !== METADATA) || metadata.length === MOST_PAIRS) return undefined;
     last = tag;
     let value = 0;
     let byte = 0x80;
@@ -105,7 +106,7 @@ function readAfter({ bytes, service, method }: Head, body: Uint8Array): ReadRequ
     if ((tag !== PAYLOAD_OF_REQUEST && tag !== METADATA) || value > body.length - at) return undefined;
     const part = body.subarray(at, at + value);
     at += value;
-    if (tag === METADATA) metadata = [part];
+    if (tag === METADATA) metadata.push(part);
     else payload = part;
   }
   return { service, method, payload, timeoutNano, metadata };
@@ -170,7 +171,6 @@ const TYPE = 7;
 const PAYLOAD_OF_REQUEST = (3 << FIELD) | WireType.LengthDelimited;
 const TIMEOUT = (4 << FIELD) | WireType.Varint;
 const METADATA = (5 << FIELD) | WireType.LengthDelimited;
-const NO_METADATA: readonly Uint8Array[] = [];
 
 function skip(reader: BinaryReader, tag: number): void {
   if (tag >>> FIELD === 0) throw new Error("illegal tag: field no 0");

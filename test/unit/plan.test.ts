@@ -197,6 +197,25 @@ test("an id that could leave the receipts' folder is refused", () => {
   }
 });
 
+test("who lives long makes the receipts' folder again where it has gone, and looks at no more than a file where not", () => {
+  const sys = host();
+  const receipts = new Receipts(sys, "/run/sluice");
+  const plan = planFor(openMachine(sys), CONFIG);
+  assert.ok(plan !== undefined);
+  const write = (id: string) => receipts.write(id, "nri", "", "", plan);
+  write("first");
+  const before = sys.calls.length;
+  write("second");
+  assert.equal(sys.calls.length - before, 2, "the draft, and its name");
+  sys.remove("/run/sluice");
+  write("third");
+  assert.equal(receipts.read("third")?.digest, plan.digest);
+  assert.deepEqual(sys.names("/run/sluice/receipts"), ["third.json"]);
+  sys.remove("/run/sluice");
+  sys.put("/run/sluice/receipts", "a file");
+  assert.throws(() => write("fourth"), { code: "E_RECEIPT" });
+});
+
 test("a receipt is released for its own runtime root only", () => {
   const sys = host();
   const receipts = new Receipts(sys, "/run/sluice");
