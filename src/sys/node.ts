@@ -306,17 +306,9 @@ function treeOf(root: string): Tree {
   };
 }
 
-/** As writeFileSync does it, without making bytes of the text first. */
+/** Of a text, which Node then opens, writes and closes in one go. */
 function write(path: string, text: string, mode: number, flag: "wx" | "a"): void {
-  os(() => {
-    const fd = fs.openSync(path, flag, mode);
-    try {
-      const done = fs.writeSync(fd, text);
-      if (done < Buffer.byteLength(text)) fs.writeFileSync(fd, Buffer.from(text).subarray(done));
-    } finally {
-      fs.closeSync(fd);
-    }
-  });
+  os(() => fs.writeFileSync(path, text, { mode, flag }));
 }
 
 function readInput(limit: number): string {
