@@ -7,6 +7,7 @@ import { reasonOf, SluiceError } from "../sys/error.ts";
 import { connectUnix, nodeTimers, ownStream } from "../ttrpc/socket.node.ts";
 import type { ByteStream } from "../ttrpc/stream.ts";
 import { type Handlers, type Runtime, type Session, startSession } from "./session.ts";
+import type { Latin1 } from "./subject.ts";
 
 /** Where containerd and CRI-O listen if not told otherwise. */
 export const DEFAULT_SOCKET = "/var/run/nri/nri.sock";
@@ -45,6 +46,16 @@ export interface RunningPlugin {
 const FIRST_PAUSE = 20;
 const LAST_PAUSE = 5_000;
 
+/** Node makes characters of bytes that are a Buffer: one for all requests that share their memory. */
+function latin1OfBuffers(): Latin1 {
+  let memory: Buffer<ArrayBufferLike> = Buffer.alloc(0);
+  return ({ buffer, byteOffset }) => {
+    if (memory.buffer !== buffer) memory = Buffer.from(buffer);
+    const of = memory;
+    return (start, end) => of.toString("latin1", byteOffset + start, byteOffset + end);
+  };
+}
+
 /** Starts the plugin. It does not fail: what stands in its way is told to `onState`, and tried again for ever. */
 export function startPlugin(options: PluginOptions): RunningPlugin {
   const { env } = options;
@@ -62,10 +73,7 @@ export function startPlugin(options: PluginOptions): RunningPlugin {
       index,
       handlers: options.handlers,
       timers: nodeTimers,
-      latin1(bytes) {
-        const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
-        return (start, end) => buffer.toString("latin1", start, end);
-      },
+      latin1: latin1OfBuffers(),
       onReady(runtime) {
         isTaken = true;
         options.onState({ state: "registered", runtime });

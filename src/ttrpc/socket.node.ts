@@ -42,10 +42,20 @@ export function ownStream(make: (options: { readonly onread: net.OnReadOpts }) =
   // What comes before the stream is started.
   const early: Uint8Array[] = [];
   let receive = (bytes: Uint8Array): void => void early.push(bytes);
+  // What was read goes to memory that many reads share: some of its own for each would take longer than all else here.
+  let shared = new Uint8Array(READ);
+  let used = 0;
   const onread = {
     buffer: new Uint8Array(READ),
     callback(length: number, buffer: Uint8Array): boolean {
-      receive(buffer.slice(0, length)); // what follows is read to the same place
+      if (length > READ - used) {
+        shared = new Uint8Array(READ);
+        used = 0;
+      }
+      const bytes = shared.subarray(used, used + length);
+      used += length;
+      bytes.set(buffer.subarray(0, length));
+      receive(bytes);
       return true;
     },
   };
