@@ -10,6 +10,10 @@ const AHEAD = 2000;
 /** Sandboxes that are remembered. A forgotten one is asked for anew. */
 const MAX_SANDBOXES = 4096;
 
+/** Different things said of containers that are remembered as one object each, and characters of each. */
+const MAX_SAID = 128;
+const LONGEST_SAID = 4096;
+
 /** A pod, as an engine names it. */
 export type Pod = Omit<PodContainer, "container">;
 
@@ -41,6 +45,8 @@ export class EvidenceCache {
   readonly #clock: Clock;
   /** In the order in which they came. */
   readonly #sandboxes = new Map<string, Sandbox>();
+  /** The same devices are allocated again and again. What is the same is one object, which is also understood once. */
+  readonly #said = new Map<string, Evidence>();
 
   constructor(sources: EvidenceSources, clock: Clock = systemClock) {
     this.#sources = sources;
@@ -58,7 +64,7 @@ export class EvidenceCache {
     const sandbox = this.#sandboxes.get(sandboxId);
     if (sandbox?.learnt === undefined || !isSame(sandbox.pod, container)) return undefined;
     const name = container.container;
-    const evidence = sandbox.weighed?.get(name) ?? weigh(name, sandbox.learnt);
+    const evidence = sandbox.weighed?.get(name) ?? this.#weigh(name, sandbox.learnt);
     if (sandbox.weighed?.delete(name) && sandbox.weighed.size === 0) sandbox.weighed = undefined;
     return hasSomething(evidence) ? evidence : undefined;
   }
@@ -85,13 +91,13 @@ export class EvidenceCache {
     // One that is under way may have been asked too early. If it fails or has nothing, there is another.
     if (sandbox.asking !== undefined) {
       const learnt = await this.#within(sandbox.asking, timeout);
-      const evidence = learnt instanceof Error ? undefined : weigh(container.container, learnt);
+      const evidence = learnt instanceof Error ? undefined : this.#weigh(container.container, learnt);
       if (!options.again && evidence !== undefined && hasSomething(evidence)) return evidence;
       left = Math.ceil(deadline - this.#clock.now());
     }
     if (left <= 0) return { unavailable: `the kubelet did not answer within ${timeout} ms` };
     const learnt = await this.#within(sandbox.asking ?? this.#ask(sandbox, left), left);
-    return learnt instanceof Error ? { unavailable: learnt.message } : weigh(container.container, learnt);
+    return learnt instanceof Error ? { unavailable: learnt.message } : this.#weigh(container.container, learnt);
   }
 
   /** The sandbox is gone. */
@@ -129,7 +135,7 @@ export class EvidenceCache {
         const learnt = { answer, records };
         sandbox.learnt = learnt;
         const names = answer.pods.flatMap((one) => [...one.keys()]);
-        sandbox.weighed = new Map(names.map((name) => [name, weigh(name, learnt)]));
+        sandbox.weighed = new Map(names.map((name) => [name, this.#weigh(name, learnt)]));
         return learnt;
       })
       .catch((error: unknown) => (error instanceof Error ? error : new Error(reasonOf(error))))
@@ -138,6 +144,17 @@ export class EvidenceCache {
       });
     sandbox.asking = asking;
     return asking;
+  }
+
+  #weigh(container: string, learnt: Learnt): Evidence {
+    const evidence = weigh(container, learnt);
+    const text = JSON.stringify(evidence);
+    const same = this.#said.get(text);
+    if (same !== undefined || text.length > LONGEST_SAID) return same ?? evidence;
+    const [oldest] = this.#said.keys();
+    if (this.#said.size >= MAX_SAID && oldest !== undefined) this.#said.delete(oldest);
+    this.#said.set(text, evidence);
+    return evidence;
   }
 
   #within(asking: Promise<Learnt | Error>, timeout: number): Promise<Learnt | Error> {

@@ -23,7 +23,10 @@ export function allocatedHere(
   const { settings, host, memory } = machine;
   const state = memory && registry.state();
   // All that the answer rests on besides the settings.
-  const key = state === undefined ? undefined : `${state} ${JSON.stringify([namespace, request, allocation])}`;
+  const key =
+    memory === undefined || state === undefined
+      ? undefined
+      : `${state} ${memory.textOf(request)} ${memory.textOf(allocation)} ${namespace}`;
   const known = key === undefined ? undefined : memory?.judged(registry, settings, key);
   if (known !== undefined) return known;
   const { entitled, notUnderstood, isOfSpecs } = entitledHere(allocation, registry, host);

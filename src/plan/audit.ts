@@ -37,10 +37,36 @@ export interface AuditLine {
   readonly evidence?: Evidence;
 }
 
-/** Writes the line at the end of `audit.jsonl`, in one write: lines of several doors do not mix. @throws OsError */
-export function writeAudit(sys: Sys, logDir: string, line: Omit<AuditLine, "version" | "time">): void {
-  const head: Pick<AuditLine, "version" | "time"> = { version: 1, time: rfc3339(sys.now()) };
-  const text = `${JSON.stringify(head).slice(0, -1)},${JSON.stringify(line).slice(1)}\n`;
+/** Whose line it is. */
+export type AuditHead = Pick<AuditLine, "decision" | "door" | "id" | "pod">;
+/** What is told of the decision. */
+export type Told = Omit<AuditLine, "version" | "time" | "evidence" | keyof AuditHead>;
+
+/**
+ * Writes the line at the end of `audit.jsonl`, in one write: lines of several doors do not mix.
+ *
+ * @param told a `Told` as JSON
+ * @param evidence the line's, as JSON
+ * @throws OsError
+ */
+export function writeAudit(
+  sys: Sys,
+  logDir: string,
+  head: AuditHead,
+  told: string,
+  evidence: string | undefined,
+): void {
+  const { decision, door, id, pod } = head;
+  const start: Omit<AuditLine, keyof Told | "evidence"> = {
+    version: 1,
+    time: rfc3339(sys.now()),
+    decision,
+    door,
+    id,
+    pod,
+  };
+  const tail = evidence === undefined ? "}" : `,"evidence":${evidence}}`;
+  const text = `${JSON.stringify(start).slice(0, -1)},${told.slice(1, -1)}${tail}\n`;
   const path = `${logDir}/audit.jsonl`;
   try {
     sys.appendFile(path, text, 0o600);

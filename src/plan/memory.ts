@@ -2,8 +2,10 @@ import { type HostsNode, lookAtNode } from "../cdi/edits.ts";
 import { openRegistry, type Registry } from "../cdi/registry.ts";
 import type { ContainerEdits, DeviceNode } from "../cdi/spec.ts";
 import { openIndex } from "../cdi/spec-index.ts";
+import type { Config } from "../oci/spec.ts";
 import type { Settings } from "../policy/config.ts";
 import type { Grant } from "../policy/grant.ts";
+import { type Request, readRequest, wordsOf } from "../request/request.ts";
 import { isSettled } from "../sys/cache.ts";
 import { OsError } from "../sys/error.ts";
 import type { Files } from "../sys/sys.ts";
@@ -12,9 +14,9 @@ import type { AllocatedHere } from "./allocated-here.ts";
 import type { Machine } from "./machine.ts";
 import type { Plan, PlanStore } from "./plan.ts";
 
-/** Plans that are kept, and answers on allocations. */
+/** Plans that are kept, requests, and answers on allocations. */
 const MOST = 64;
-/** Characters of what an answer is kept by. */
+/** Characters of what a request or an answer is kept by. */
 const LONGEST = 4096;
 
 /**
@@ -26,8 +28,13 @@ export class Memory implements PlanStore {
   #plans = new Map<string, Kept>();
   #answers = new Map<string, AllocatedHere>();
   #settings: Settings | undefined;
-  /** What was granted is granted again, as the same object, where it is kept. */
-  readonly #grants = new WeakMap<Grant, string>();
+  readonly #requests = new Map<string, Request>();
+  readonly #texts = new WeakMap<object, string>();
+  /**
+   * What was told last (audit.ts) of containers that were given a plan, which was all that they asked for, and with
+   * nothing else to be told of them.
+   */
+  readonly told = new WeakMap<Plan, { readonly request: Request; readonly told: string }>();
 
   registry({ sys, host, specDirs, stateDir }: Pick<Machine, "sys" | "host" | "specDirs" | "stateDir">): Registry {
     if (this.#known !== undefined && isUnchanged(host, specDirs, this.#known.folders)) return this.#known.registry;
@@ -39,6 +46,28 @@ export class Memory implements PlanStore {
     this.#plans.clear();
     this.#answers.clear();
     return registry;
+  }
+
+  /** What a container asks for: many ask in the same words. @throws SluiceError as `readRequest` */
+  request(config: Config, defaultKind: string): Request {
+    const key = `${defaultKind} ${wordsOf(config)}`;
+    const known = this.#requests.get(key);
+    if (known !== undefined) return known;
+    const request = readRequest(config, defaultKind);
+    if (key.length > LONGEST) return request;
+    makeRoom(this.#requests);
+    this.#requests.set(key, request);
+    return request;
+  }
+
+  /** As JSON. What is kept comes again as the same object, and is written once. */
+  textOf(value: object): string {
+    let text = this.#texts.get(value);
+    if (text === undefined) {
+      text = JSON.stringify(value);
+      this.#texts.set(value, text);
+    }
+    return text;
   }
 
   /** What is kept for the key, from this registry and these settings. */
@@ -73,12 +102,7 @@ export class Memory implements PlanStore {
   }
 
   #keyOf(grant: Grant, state: string): string {
-    let text = this.#grants.get(grant);
-    if (text === undefined) {
-      text = JSON.stringify(grant);
-      this.#grants.set(grant, text);
-    }
-    return `${state}\n${text}`;
+    return `${state}\n${this.textOf(grant)}`;
   }
 }
 

@@ -17,12 +17,13 @@ import { OsError, printable, SluiceError } from "../sys/error.ts";
 import type { Files } from "../sys/sys.ts";
 import { allocatedHere } from "./allocated-here.ts";
 import { askDaemon } from "./ask-daemon.ts";
-import { writeAudit } from "./audit.ts";
+import { type Told, writeAudit } from "./audit.ts";
 import { type Carried, type CarriedNode, findCarried } from "./carried.ts";
 import { namesOf } from "./device-names.ts";
 import { mayHaveMore } from "./entitled.ts";
 import { planGranted } from "./granted.ts";
 import type { Machine } from "./machine.ts";
+import type { Memory } from "./memory.ts";
 import type { Plan } from "./plan.ts";
 import { openMachineRegistry } from "./registry.ts";
 
@@ -85,7 +86,7 @@ export function wantedBy(
   let request = NOTHING.request;
   try {
     // What was asked for has been given.
-    if (given === undefined) request = readRequest(config, machine.settings.cdi.defaultKind);
+    if (given === undefined) request = requestOf(machine, config);
   } catch (thrown) {
     if (thrown instanceof SluiceError && audited) {
       audit(machine, asker, { ...NOTHING, carried }, undefined, refusedBy(thrown));
@@ -107,6 +108,10 @@ export function concernsGpus({ host, settings }: Machine, config: Config): boole
   const { nodes, isPrivileged } = findCarried(config, host);
   if (isPrivileged ? settings.policy.privileged === "refuse" && hasGpus(host) : nodes.length > 0) return true;
   return !isEmpty(readRequest(config, settings.cdi.defaultKind));
+}
+
+function requestOf({ settings: { cdi }, memory }: Machine, config: Config): Request {
+  return memory === undefined ? readRequest(config, cdi.defaultKind) : memory.request(config, cdi.defaultKind);
 }
 
 function without(nodes: readonly CarriedNode[], given: readonly ContainerEdits[]): CarriedNode[] {
@@ -330,42 +335,52 @@ const MOST_TOLD = 100;
 
 /** @throws SluiceError E_AUDIT: what leaves no line is not given */
 function audit(
-  machine: Machine,
+  { sys, logDir, memory }: Machine,
   asker: Asker,
-  { request, carried }: Wanted,
+  wanted: Wanted,
   evidence: Evidence | undefined,
-  { plan, denied, notUnderstood = [], refusal }: Decision,
+  decision: Decision,
 ): void {
-  let omitted = 0;
-  const cut = <T>(list: readonly T[]): readonly T[] => {
-    omitted += Math.max(0, list.length - MOST_TOLD);
-    return list.slice(0, MOST_TOLD);
-  };
+  const { door, id, pod } = asker;
+  const { denied, refusal } = decision;
+  const word = refusal !== undefined ? "refused" : denied.length === 0 ? "granted" : "reported";
+  const said = evidence && (memory?.textOf(evidence) ?? JSON.stringify(evidence));
   try {
-    writeAudit(machine.sys, machine.logDir, {
-      decision: refusal !== undefined ? "refused" : denied.length === 0 ? "granted" : "reported",
-      door: asker.door,
-      id: asker.id,
-      pod: asker.pod,
-      asked: cut([...request.devices, ...request.driver.map(({ kind, from }) => ({ name: kind, from }))]),
-      carried: cut(carried.isPrivileged ? [] : carried.nodes.map(({ what }) => what)),
-      privileged: carried.isPrivileged,
-      given: plan?.devices.map(({ name }) => name) ?? [],
-      ...(plan === undefined ? {} : { digest: plan.digest }),
-      denied: cut(denied.map(({ remedy: _, ...rest }) => rest)),
-      notUnderstood: cut(notUnderstood),
-      ...(omitted === 0 ? {} : { omitted }),
-      ...(evidence === undefined ? {} : { evidence }),
-    });
+    writeAudit(sys, logDir, { decision: word, door, id, pod }, toldOf(memory, wanted, decision), said);
   } catch (thrown) {
     if (!(thrown instanceof OsError)) throw thrown;
     if (refusal !== undefined) return; // the refusal itself is what must be told
     throw new SluiceError(
       "E_AUDIT",
-      `the decision on container ${shownPod(asker.pod)} cannot be written to ${machine.logDir}/audit.jsonl: ` +
-        thrown.message,
+      `the decision on container ${shownPod(pod)} cannot be written to ${logDir}/audit.jsonl: ${thrown.message}`,
       "make room there, and let root write to it",
       thrown,
     );
   }
+}
+
+/** A `Told` as JSON. */
+function toldOf(memory: Memory | undefined, { request, carried }: Wanted, decision: Decision): string {
+  const { plan, denied, notUnderstood = [] } = decision;
+  const isPlain = denied.length + notUnderstood.length + carried.nodes.length === 0 && !carried.isPrivileged;
+  const known = isPlain && plan !== undefined ? memory?.told.get(plan) : undefined;
+  if (known?.request === request) return known.told;
+
+  let omitted = 0;
+  const cut = <T>(list: readonly T[]): readonly T[] => {
+    omitted += Math.max(0, list.length - MOST_TOLD);
+    return list.slice(0, MOST_TOLD);
+  };
+  const all: Told = {
+    asked: cut([...request.devices, ...request.driver.map(({ kind, from }) => ({ name: kind, from }))]),
+    carried: cut(carried.isPrivileged ? [] : carried.nodes.map(({ what }) => what)),
+    privileged: carried.isPrivileged,
+    given: plan?.devices.map(({ name }) => name) ?? [],
+    ...(plan === undefined ? {} : { digest: plan.digest }),
+    denied: cut(denied.map(({ remedy: _, ...rest }) => rest)),
+    notUnderstood: cut(notUnderstood),
+  };
+  const told = JSON.stringify(omitted === 0 ? all : { ...all, omitted });
+  if (isPlain && plan !== undefined) memory?.told.set(plan, { request, told });
+  return told;
 }

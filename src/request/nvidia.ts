@@ -11,12 +11,17 @@ const PREFIX = "NVIDIA_";
 /** Characters; see ask.ts. */
 const MAX_LENGTH = 16_384;
 
+/** Whether an entry of an environment is one of those. */
+export function isNvidiaVariable(entry: string): boolean {
+  // Every container's environment is searched: the first character tells most entries apart, for less than a slice.
+  return entry.charCodeAt(0) === 78 && entry.slice(0, PREFIX.length) === PREFIX;
+}
+
 /** The last setting of a variable counts. */
 export function readNvidiaVariables(env: readonly string[]): NvidiaVariables {
   const variables = new Map<string, string>();
   for (const entry of env) {
-    // Every container's environment is searched: the first character tells most entries apart, for less than a slice.
-    if (entry.charCodeAt(0) !== 78 || entry.slice(0, PREFIX.length) !== PREFIX) continue;
+    if (!isNvidiaVariable(entry)) continue;
     const equals = entry.indexOf("=");
     if (equals > 0) variables.set(entry.slice(0, equals), entry.slice(equals + 1));
   }

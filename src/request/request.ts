@@ -1,4 +1,4 @@
-import { parseAnnotations } from "../cdi/annotations.ts";
+import { ANNOTATION_PREFIX, parseAnnotations } from "../cdi/annotations.ts";
 import { parseDeviceName } from "../cdi/name.ts";
 import type { Config } from "../oci/spec.ts";
 import { quote, SluiceError } from "../sys/error.ts";
@@ -6,6 +6,7 @@ import { type Ask, readAskAnnotation } from "./ask.ts";
 import { featureOf, isNvidia, readFeatures } from "./features.ts";
 import {
   type AskedCapabilities,
+  isNvidiaVariable,
   type NvidiaVariables,
   readCapabilities,
   readNvidiaVariables,
@@ -94,6 +95,28 @@ export function readRequest(config: Config, defaultKind: string, extra?: ExtraRe
   }
   const request = { devices: unique(visible.map((name) => ({ name, from }))), driver: [] };
   return request.devices.some(isGpu) ? withVariables(request, variables, false) : request;
+}
+
+/**
+ * All of a config.json that `readRequest` looks at, as one text, for who keeps what was read: a container that asks in the
+ * same words asks for the same.
+ */
+export function wordsOf({ annotations = {}, process }: Config): string {
+  let asks = "";
+  for (const key of Object.keys(annotations)) {
+    if (isAsk(key) || key.startsWith(ANNOTATION_PREFIX)) asks += word(key) + word(annotations[key] as string);
+  }
+  // Which container it is tells its annotations from those of others, and nothing else.
+  const name = asks === "" ? "" : word(firstOf(annotations, CONTAINER_NAME) ?? "");
+  const type = word(firstOf(annotations, CONTAINER_TYPE) ?? "");
+  let variables = "";
+  for (const entry of process?.env ?? []) if (isNvidiaVariable(entry)) variables += word(entry);
+  return `${asks};${name};${type};${variables}`;
+}
+
+/** So that no two lists of words are one text. */
+function word(text: string): string {
+  return `${text.length}:${text}`;
 }
 
 /** Whether a device is a GPU of NVIDIA's, or a part of one. */

@@ -1,15 +1,22 @@
-/** A container's audit line and its receipt mostly have the same time. */
-let last = { ms: Number.NaN, text: "" };
+const DAY = 86_400_000;
+/** What is written of a day is written of the next moment, too. */
+let today = { day: Number.NaN, date: "" };
 
 /** Milliseconds since the epoch as RFC 3339 in UTC: `2026-01-31T12:00:00.000Z`. The engine has no Date. */
 export function rfc3339(ms: number): string {
-  if (last.ms !== ms) last = { ms, text: written(ms) };
-  return last.text;
+  const day = Math.floor(ms / DAY);
+  if (today.day !== day) today = { day, date: dateOf(day) };
+  const rest = ms - day * DAY;
+  const clock = `${pad(rest / 3_600_000)}:${pad((rest / 60_000) % 60)}:${pad((rest / 1000) % 60)}.${pad(rest % 1000, 3)}`;
+  return `${today.date}T${clock}Z`;
 }
 
-function written(ms: number): string {
-  const days = Math.floor(ms / 86_400_000);
-  const rest = ms - days * 86_400_000;
+function pad(n: number, width = 2): string {
+  return String(Math.floor(n)).padStart(width, "0");
+}
+
+/** @param days since the epoch */
+function dateOf(days: number): string {
   // Howard Hinnant's days-to-civil: years start in March, so that the leap day is the last of its year.
   const shifted = days + 719_468;
   const era = Math.floor(shifted / 146_097);
@@ -22,7 +29,5 @@ function written(ms: number): string {
   const day = dayOfYear - Math.floor((153 * marchMonth + 2) / 5) + 1;
   const month = marchMonth < 10 ? marchMonth + 3 : marchMonth - 9;
   const year = yearOfEra + era * 400 + (month <= 2 ? 1 : 0);
-  const pad = (n: number, width = 2) => String(Math.floor(n)).padStart(width, "0");
-  const clock = `${pad(rest / 3_600_000)}:${pad((rest / 60_000) % 60)}:${pad((rest / 1000) % 60)}.${pad(rest % 1000, 3)}`;
-  return `${pad(year, 4)}-${pad(month)}-${pad(day)}T${clock}Z`;
+  return `${pad(year, 4)}-${pad(month)}-${pad(day)}`;
 }

@@ -326,6 +326,25 @@ test("what was asked ahead is known without waiting", async () => {
   assert.equal(timers.size, 0);
 });
 
+test("what is the same of two containers is one object, of a number that has a bound", async () => {
+  const { evidence, asked } = puppet();
+  const learn = async (sandbox: string, allocation: Allocation): Promise<Evidence | undefined> => {
+    evidence.begin(sandbox, POD);
+    asked.at(-1)?.answer({ main: structuredClone(allocation) });
+    await settled();
+    return evidence.known(sandbox, MAIN);
+  };
+  const first = await learn("a", ONE);
+  assert.ok(first !== undefined);
+  assert.equal(await learn("b", ONE), first);
+  assert.notDeepEqual(await learn("c", TWO), first);
+  for (let i = 0; i < 128; i++)
+    await learn(`s-${i}`, { devices: [{ resource: GPU, ids: [`GPU-${i}`, "x"] }], claims: [] });
+  const forgotten = await learn("d", ONE);
+  assert.deepEqual(forgotten, first);
+  assert.notEqual(forgotten, first);
+});
+
 test("an answer with nothing for the container is asked for again before it counts", async () => {
   const { evidence, asked } = puppet();
   evidence.begin("s", POD);

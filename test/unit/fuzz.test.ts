@@ -30,7 +30,7 @@ import { loadSettings } from "../../src/policy/config.ts";
 import { readAskAnnotation } from "../../src/request/ask.ts";
 import { readVisibleDevices } from "../../src/request/nvidia.ts";
 import { parseQuantity } from "../../src/request/quantity.ts";
-import { readRequest } from "../../src/request/request.ts";
+import { readRequest, wordsOf } from "../../src/request/request.ts";
 import { printable, quote, SluiceError } from "../../src/sys/error.ts";
 import { FULL } from "../support/cdi-corpus.ts";
 import { below, checkRefusal, damage, damageData, fuzz, pick } from "../support/fuzz.ts";
@@ -110,6 +110,39 @@ test("whatever stands in annotations and variables gives devices with good names
     if (request.devices.length > 0) given++;
   });
   assert.ok(refused > 300 * SCALE && given > 100 * SCALE, `${refused} refused, ${given} given`);
+});
+
+test("containers that ask in the same words ask for the same, and others are told apart", () => {
+  const words = ["nvidia.com/gpu=0", "0", "1", "none", "sandbox", "a", "NVIDIA_A=1", "gpu.sluice.dev", "1:0;"];
+  const keys = ["gpu.sluice.dev", "gpu.sluice.dev/pod", "gpu.sluice.dev/container.a", "cdi.k8s.io/a", "other"];
+  const read = (config: Config): string => {
+    try {
+      return JSON.stringify(readRequest(config, "nvidia.com/gpu"));
+    } catch (thrown) {
+      if (!(thrown instanceof SluiceError)) throw thrown;
+      return thrown.message;
+    }
+  };
+  const known = new Map<string, string>();
+  let again = 0;
+  fuzz(5000, 6000 * SCALE, (rand, show) => {
+    const annotations: Record<string, string> = {};
+    for (let i = below(rand, 3); i > 0; i--) annotations[pick(rand, keys)] = pick(rand, words);
+    if (below(rand, 2) === 0) annotations["io.kubernetes.cri.container-name"] = pick(rand, words);
+    if (below(rand, 4) === 0) annotations["io.kubernetes.cri.container-type"] = pick(rand, ["container", "sandbox"]);
+    const env = ["PATH=/bin", "OTHER=1"].slice(below(rand, 3));
+    for (let i = below(rand, 2); i > 0; i--) env.push(`NVIDIA_VISIBLE_DEVICES=${pick(rand, words)}`);
+    const config = { annotations, process: { env } };
+    show(config);
+    const said = wordsOf(config);
+    const before = known.get(said);
+    if (before !== undefined) again++;
+    assert.equal(read(config), before ?? read(config));
+    known.set(said, read(config));
+  });
+  assert.ok(again > 1000 * SCALE, `${again} again`);
+  const outcomes = new Set(known.values()).size;
+  assert.ok(outcomes > 30, `${outcomes} outcomes`);
 });
 
 test("each reader of a request by itself gives good names, or a refusal", () => {

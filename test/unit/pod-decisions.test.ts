@@ -464,7 +464,7 @@ test("sluice plan decides as the door does and writes nothing; what a person add
   );
 });
 
-test("a process that lives decides as one that starts anew, whatever has changed since", () => {
+test("a process that lives decides, and tells, as one that starts anew, whatever has changed since", () => {
   const sys = hostWithSpecs("h100x8");
   const memory = new Memory();
   const spec = "/run/cdi/sluice-nvidia.com-gpu.json";
@@ -473,18 +473,23 @@ test("a process that lives decides as one that starts anew, whatever has changed
   const outcome = (machine: Machine, namespace: string, env: readonly string[]): string => {
     const pod = { ...POD, namespace };
     const config: Config = { annotations: containerd({}, pod), process: { env: [...env] } };
+    sys.remove(LOG);
+    let result: string;
     try {
-      return planForPod(machine, { door: "nri", id: "web", pod }, config, { audited: false })?.text ?? "nothing";
+      result = planForPod(machine, { door: "nri", id: "web", pod }, config, { audited: true })?.text ?? "nothing";
     } catch (thrown) {
       if (!(thrown instanceof SluiceError)) throw thrown;
-      return thrown.message;
+      result = thrown.message;
     }
+    return `${result}\n${sys.text(LOG)}`;
   };
   const rules = '[[policy.deny]]\nnamespace = "other"\ndevice = "nvidia.com/gpu=1"\n';
   const changes: readonly (() => void)[] = [
     () => {},
     () => sys.put("/etc/sluice/config.toml", rules),
     () => sys.put(spec, text.replaceAll('"name":"1"', '"name":"one"')),
+    () => sys.put("/etc/sluice/config.toml", '[cdi]\ndefault_kind = "amd.com/gpu"\n'),
+    () => sys.put("/etc/sluice/config.toml", '[policy]\nunallocated = "report"\n'),
     () => sys.put("/etc/sluice/config.toml", ""),
     () => sys.put(spec, text),
     () => sys.put("/etc/cdi/more.json", JSON.stringify({ cdiVersion: "0.6.0", kind: "nvidia.com/gpu", devices: [] })),
