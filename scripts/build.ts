@@ -271,8 +271,10 @@ async function linkProduct(engine: string, objectFiles: string[], compiler: stri
   fs.symlinkSync("sluice", runtime);
 }
 
-/** Of V8, to keep the daemon small; docs/sluiced.md says what each is for. All are there in Node 18 to 24. */
-const DAEMON_FLAGS = [
+/** What keeps the daemon small, of glibc and V8; docs/sluiced.md says what each is for. All are there in Node 18 to 24. */
+const DAEMON_INTERPRETER = [
+  "MALLOC_TRIM_THRESHOLD_=131072",
+  "node",
   "--max-semi-space-size=1",
   "--v8-pool-size=1",
   "--optimize-for-size",
@@ -321,7 +323,7 @@ async function bundleDaemon(): Promise<void> {
     // Packages that are CommonJS ask for Node's modules in its way.
     banner: {
       js:
-        `#!/usr/bin/env -S node ${DAEMON_FLAGS.join(" ")}\n` +
+        `#!/usr/bin/env -S ${DAEMON_INTERPRETER.join(" ")}\n` +
         `import { createRequire } from "node:module"; const require = createRequire(import.meta.url);` +
         DAEMON_SETUP,
     },

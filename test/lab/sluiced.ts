@@ -127,11 +127,11 @@ export async function installSluiced(owner: Owner, machine: Machine): Promise<Sl
   return sluiced;
 }
 
-/** What its first line has it run by, which the machine's own `env` does not understand. */
+/** What its first line has it run by: the option -S is not one of each machine's `env`. */
 function interpreterOf(text: string): [string, ...string[]] {
   const words = /^#!\/usr\/bin\/env -S (.+)$/m.exec(text)?.[1];
   if (words === undefined) throw new Error(`${PROGRAM} begins with no line for env`);
-  return words.split(" ") as [string, ...string[]];
+  return ["env", ...words.split(" ")];
 }
 
 /** The process that a machine's command has become: the only child of `nsenter`, as it is seen from outside. */
