@@ -104,8 +104,9 @@ export class Receipts {
       );
     }
     const sys = this.#sys;
-    const pids = ownPids ? { ownPids } : {};
-    const head = { version: 1, id, door, config, runtimeRoot, ...pids, time: rfc3339(sys.now()), digest: plan.digest };
+    const time = rfc3339(sys.now());
+    const pids = ownPids || undefined; // which JSON leaves out
+    const head = { version: 1, id, door, config, runtimeRoot, ownPids: pids, time, digest: plan.digest };
     // The plan's own JSON is its second half: written once, as it was digested.
     const text = `${JSON.stringify(head).slice(0, -1)},${plan.text.slice(1)}\n`;
     const draft = `${this.#dir}/.${id}.new`;

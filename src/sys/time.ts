@@ -1,14 +1,17 @@
-const DAY = 86_400_000;
-/** What is written of a day is written of the next moment, too. */
-let today = { day: Number.NaN, date: "" };
+/** A container's audit line and its receipt mostly are of one second. */
+let last = { second: Number.NaN, text: "" };
 
 /** Milliseconds since the epoch as RFC 3339 in UTC: `2026-01-31T12:00:00.000Z`. The engine has no Date. */
 export function rfc3339(ms: number): string {
-  const day = Math.floor(ms / DAY);
-  if (today.day !== day) today = { day, date: dateOf(day) };
-  const rest = ms - day * DAY;
-  const clock = `${pad(rest / 3_600_000)}:${pad((rest / 60_000) % 60)}:${pad((rest / 1000) % 60)}.${pad(rest % 1000, 3)}`;
-  return `${today.date}T${clock}Z`;
+  const second = Math.floor(ms / 1000);
+  if (last.second !== second) last = { second, text: written(second) };
+  return `${last.text}.${pad(ms - second * 1000, 3)}Z`;
+}
+
+function written(seconds: number): string {
+  const days = Math.floor(seconds / 86_400);
+  const rest = seconds - days * 86_400;
+  return `${dateOf(days)}T${pad(rest / 3600)}:${pad((rest / 60) % 60)}:${pad(rest % 60)}`;
 }
 
 function pad(n: number, width = 2): string {
