@@ -23,7 +23,15 @@ import { reference } from "../lab/images.ts";
 import { waitFor } from "../lab/machine.ts";
 import { assertPlanned } from "../lab/planned.ts";
 import { record } from "../lab/results.ts";
-import { ALONE, type Creation, creations, creationsAlone } from "../lab/witness.ts";
+import {
+  ALONE,
+  assertStamped,
+  assertUnchanged,
+  creation,
+  creations,
+  creationsAlone,
+  receipts,
+} from "../lab/witness.ts";
 import { DRIVER } from "../support/simulated-host.ts";
 
 const options = needsCrio();
@@ -62,37 +70,6 @@ async function start(t: TestContext, given: CrioOptions = {}): Promise<Scene> {
     },
     noted: (way, result) => record("CRI-O", engine.version, way, result),
   };
-}
-
-function receipts({ machine }: Daemon): string[] {
-  const dir = path.join(machine.dir, "run/sluice/receipts");
-  return fs.existsSync(dir) ? fs.readdirSync(dir).sort() : [];
-}
-
-/** The only start of a container so far, as the witnesses saw it. */
-function creation({ machine }: Daemon, id: string): Creation {
-  const all = creations(machine, id);
-  assert.equal(all.length, 1);
-  return all[0] as Creation;
-}
-
-function assertUnchanged(engine: Daemon, id: string): void {
-  const { before, after, arguments: args } = creation(engine, id);
-  assert.equal(after, before);
-  assert.deepEqual(args.after, args.before);
-}
-
-/** Asserts that nothing was added but the stamp: all edits were there. Mounts may be ordered anew. */
-function assertStamped({ before, after }: Creation): void {
-  const [was, is] = [JSON.parse(before), JSON.parse(after ?? "")];
-  assert.match(is.annotations["sluice.dev/plan"], /^[0-9a-f]{64}$/);
-  delete is.annotations["sluice.dev/plan"];
-  for (const config of [was, is]) {
-    config.mounts.sort((a: { destination: string }, b: { destination: string }) =>
-      a.destination < b.destination ? -1 : 1,
-    );
-  }
-  assert.deepEqual(is, was);
 }
 
 /** A config.json of CRI-O without what is another in each pod and container. */

@@ -1,5 +1,4 @@
 import assert from "node:assert/strict";
-import * as fs from "node:fs";
 import * as path from "node:path";
 import { type TestContext, test } from "node:test";
 import { type Daemon, type DockerOptions, startDocker } from "../lab/engines.ts";
@@ -8,7 +7,7 @@ import { reference } from "../lab/images.ts";
 import { needsLab, waitFor } from "../lab/machine.ts";
 import { assertPlanned } from "../lab/planned.ts";
 import { record } from "../lab/results.ts";
-import { ALONE, type Creation, creations, creationsAlone } from "../lab/witness.ts";
+import { ALONE, creation, creations, creationsAlone, receipts } from "../lab/witness.ts";
 import type { Result } from "../support/machine.ts";
 import { DRIVER } from "../support/simulated-host.ts";
 
@@ -30,18 +29,6 @@ function start(docker: Daemon, ...args: string[]): string {
 
 function exec(docker: Daemon, id: string): string {
   return docker.must("exec", id, "sh", "-c", showGpus(docker.machine));
-}
-
-function receipts(docker: Daemon): string[] {
-  const dir = path.join(docker.machine.dir, "run/sluice/receipts");
-  return fs.existsSync(dir) ? fs.readdirSync(dir) : [];
-}
-
-/** The only start of a container so far, as the witnesses saw it. */
-function creation(docker: Daemon, id: string): Creation {
-  const all = creations(docker.machine, id);
-  assert.equal(all.length, 1);
-  return all[0] as Creation;
 }
 
 function byDestination(a: { destination: string }, b: { destination: string }): number {

@@ -9,7 +9,7 @@ import { reference } from "../lab/images.ts";
 import { needsLab, waitFor } from "../lab/machine.ts";
 import { assertPlanned } from "../lab/planned.ts";
 import { record } from "../lab/results.ts";
-import { ALONE, type Creation, creations, creationsAlone } from "../lab/witness.ts";
+import { ALONE, creation, creations, creationsAlone, receipts } from "../lab/witness.ts";
 import { DRIVER } from "../support/simulated-host.ts";
 
 const options = needsLab();
@@ -27,13 +27,6 @@ function exec(podman: Podman, id: string): string {
   return podman.must("--runtime=sluice", "exec", id, "sh", "-c", showGpus(podman.machine));
 }
 
-/** The only start of a container so far, as the witnesses saw it. */
-function creation(podman: Podman, id: string): Creation {
-  const all = creations(podman.machine, id);
-  assert.equal(all.length, 1);
-  return all[0] as Creation;
-}
-
 for (const rootless of [false, true]) {
   const who = rootless ? "rootless" : "as root";
   const engine = (t: TestContext, more: Partial<PodmanOptions> = {}): Podman =>
@@ -41,11 +34,8 @@ for (const rootless of [false, true]) {
   const version = (podman: Podman): string => `${podman.version} ${who}`;
 
   /** As the place of its own receipts: root's, or the user's. */
-  const receipts = (podman: Podman): string[] => {
-    const state = rootless ? `run/user/${USER.uid}/sluice` : "run/sluice";
-    const dir = path.join(podman.machine.dir, state, "receipts");
-    return fs.existsSync(dir) ? fs.readdirSync(dir) : [];
-  };
+  const receiptsOf = (podman: Podman): string[] =>
+    receipts(podman, rootless ? `run/user/${USER.uid}/sluice` : "run/sluice");
 
   /** A part of a test, which leaves no container to the next. */
   const check = async (t: TestContext, podman: Podman, name: string, act: () => void): Promise<void> => {
@@ -66,7 +56,7 @@ for (const rootless of [false, true]) {
       const id = start(podman, "--cap-add=MKNOD");
       const { before, after } = creation(podman, id);
       assert.equal(after, before);
-      assert.deepEqual(receipts(podman), []);
+      assert.deepEqual(receiptsOf(podman), []);
       const alone = podman.must(`--runtime=${ALONE}`, "run", "--detach", "--cap-add=MKNOD", IMAGE, ...WAIT).trim();
       const [config = ""] = creationsAlone(machine, alone);
       assert.deepEqual(
@@ -92,9 +82,9 @@ for (const rootless of [false, true]) {
         );
         assert.equal(exec(podman, id), HAS_GPU_0_NO_MKNOD);
         assert.equal(podman.must("exec", id, "nvidia-smi"), `GPU 0: simulated, driver ${DRIVER}\n`);
-        assert.deepEqual(receipts(podman), [`${id}.json`]);
+        assert.deepEqual(receiptsOf(podman), [`${id}.json`]);
         podman.must("--runtime=sluice", "rm", "--force", "--time=0", id);
-        assert.deepEqual(receipts(podman), []);
+        assert.deepEqual(receiptsOf(podman), []);
         record("Podman", version(podman), way, "given");
       });
     }
@@ -125,7 +115,7 @@ for (const rootless of [false, true]) {
       const r = podman.run("--runtime=sluice", "run", "--annotation=gpu.sluice.dev=nvidia.com/gpu=7", IMAGE, "true");
       assert.notEqual(r.code, 0);
       assert.match(r.err, /E_CDI_UNKNOWN_DEVICE.*nvidia\.com\/gpu=7/);
-      assert.deepEqual(receipts(podman), []);
+      assert.deepEqual(receiptsOf(podman), []);
       record("Podman", version(podman), "a device that does not exist", "refused");
     });
 
@@ -192,14 +182,14 @@ for (const rootless of [false, true]) {
       podman.must("--runtime=sluice", "restart", "--time=1", id);
       assert.equal(exec(podman, id), HAS_GPU_0_NO_MKNOD, "after restart");
       podman.must("--runtime=sluice", "stop", "--time=1", id);
-      assert.deepEqual(receipts(podman), [], "a stopped container holds nothing");
+      assert.deepEqual(receiptsOf(podman), [], "a stopped container holds nothing");
       podman.must("--runtime=sluice", "start", id);
       assert.equal(exec(podman, id), HAS_GPU_0_NO_MKNOD, "after stop and start");
       const all = creations(machine, id);
       assert.equal(all.length, 3);
       for (const each of all) assertPlanned(machine, each);
       podman.must("--runtime=sluice", "rm", "--force", "--time=0", id);
-      assert.deepEqual(receipts(podman), []);
+      assert.deepEqual(receiptsOf(podman), []);
       for (const way of ["exec", "cp", "restart", "stop, start"])
         record("Podman", version(podman), `\`podman ${way}\``, "kept");
       record("Podman", version(podman), "`podman rm --force`", "released");
@@ -216,7 +206,7 @@ for (const rootless of [false, true]) {
       assert.equal(all.length, 2);
       for (const each of all) assertPlanned(machine, each);
       podman.must("--runtime=sluice", "rm", "--force", "--time=0", id);
-      assert.deepEqual(receipts(podman), []);
+      assert.deepEqual(receiptsOf(podman), []);
       record("Podman", version(podman), "`--restart always`, killed", "kept");
     });
 
@@ -224,7 +214,7 @@ for (const rootless of [false, true]) {
       const r = podman.run("--runtime=sluice", "run", "--rm", ASK, IMAGE, "sh", "-c", `${showGpus(machine)}; exit 42`);
       assert.deepEqual([r.code, r.out, r.err], [42, HAS_GPU_0_NO_MKNOD, ""]);
       waitFor(
-        () => receipts(podman).length === 0,
+        () => receiptsOf(podman).length === 0,
         "the release",
         () => "",
       );
@@ -243,7 +233,7 @@ for (const rootless of [false, true]) {
         said.every((line) => /^[0-9a-f]{64}$/.test(line)),
         said.join("\n"),
       );
-      assert.equal(receipts(podman).length, 50);
+      assert.equal(receiptsOf(podman).length, 50);
       for (let i = 1; i <= 50; i++) {
         const id = machine.must("cat", `/tmp/many-${i}`).trim();
         const config = JSON.parse(creation(podman, id).after ?? "");
@@ -251,7 +241,7 @@ for (const rootless of [false, true]) {
         assert.ok(nodes.includes(`/dev/nvidia${i % 2}`) && !nodes.includes(`/dev/nvidia${1 - (i % 2)}`), nodes.join());
       }
       podman.must("--runtime=sluice", "rm", "--all", "--force", "--time=0");
-      assert.deepEqual(receipts(podman), []);
+      assert.deepEqual(receiptsOf(podman), []);
       record("Podman", version(podman), "50 containers at once", "given");
     });
   });
@@ -265,7 +255,7 @@ for (const rootless of [false, true]) {
     assertPlanned(podman.machine, creation(podman, id));
     assert.equal(exec(podman, id), HAS_GPU_0_NO_MKNOD);
     podman.must("rm", "--all", "--force", "--time=0");
-    assert.deepEqual(receipts(podman), []);
+    assert.deepEqual(receiptsOf(podman), []);
     record("Podman", version(podman), "nothing asked, default runtime", "unchanged");
     record("Podman", version(podman), "the annotation, default runtime", "given");
   });
@@ -287,7 +277,7 @@ for (const rootless of [false, true]) {
       assertPlanned(podman.machine, creation(podman, id));
       assert.equal(exec(podman, id), rootless ? HAS_GPU_0_NO_MKNOD : HAS_GPU_0);
       podman.must("--runtime=sluice", "rm", "--all", "--force", "--time=0");
-      assert.deepEqual(receipts(podman), []);
+      assert.deepEqual(receiptsOf(podman), []);
       record("Podman", version(podman), `nothing asked, ${lowLevel} on cgroup ${cgroups}`, "unchanged");
       record("Podman", version(podman), `the annotation, ${lowLevel} on cgroup ${cgroups}`, "given");
     });
@@ -303,7 +293,7 @@ for (const rootless of [false, true]) {
     const [program = "", ...before] = podman.client;
     const client = machine.spawn(program, ...before, "--runtime=sluice", "run", "--name=victim", ASK, IMAGE, "true");
     waitFor(() => machine.run("test", "-e", "/tmp/in-create").code === 0, "the create", client.log);
-    assert.equal(receipts(podman).length, 1);
+    assert.equal(receiptsOf(podman).length, 1);
     // Not by name: rootless, another process called podman holds the user's namespaces.
     const ofVictim =
       "ps -o pid,args | awk '/[n]ame=victim|[c]onmon|[i]n-create|[l]ocal.bin.stuck|[s]leep 1000/ { print $1 }'";
@@ -312,7 +302,7 @@ for (const rootless of [false, true]) {
     machine.write("/etc/sluice/config.toml", settings);
     podman.must("--runtime=sluice", "start", "victim");
     podman.must("--runtime=sluice", "rm", "--force", "--time=0", "victim");
-    assert.deepEqual(receipts(podman), [], "nothing is held for a container that never was");
+    assert.deepEqual(receiptsOf(podman), [], "nothing is held for a container that never was");
     const next = start(podman, ASK);
     assert.equal(exec(podman, next), HAS_GPU_0_NO_MKNOD);
     record("Podman", version(podman), "Podman killed in the middle of a create", "released");

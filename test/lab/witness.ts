@@ -5,6 +5,7 @@
  *     engine -> witness "before" -> sluice-runtime -> witness "after" -> runc or crun
  */
 
+import assert from "node:assert/strict";
 import * as fs from "node:fs";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -68,6 +69,44 @@ export function creationsAlone(machine: Machine, id: string): string[] {
     if (alone === undefined) return found;
     found.push(alone.config);
   }
+}
+
+/** An engine, as far as it is looked at here. */
+interface On {
+  readonly machine: Machine;
+}
+
+/** The only start of a container so far. */
+export function creation({ machine }: On, id: string): Creation {
+  const all = creations(machine, id);
+  assert.equal(all.length, 1);
+  return all[0] as Creation;
+}
+
+/** Asserts that a container was started as the engine would have it. */
+export function assertUnchanged(on: On, id: string): void {
+  const { before, after, arguments: args } = creation(on, id);
+  assert.equal(after, before);
+  assert.deepEqual(args.after, args.before);
+}
+
+/** Asserts that nothing was added but the stamp: all edits were there. Mounts may be ordered anew. */
+export function assertStamped({ before, after }: Creation): void {
+  const [was, is] = [JSON.parse(before), JSON.parse(after ?? "")];
+  assert.match(is.annotations["sluice.dev/plan"], /^[0-9a-f]{64}$/);
+  delete is.annotations["sluice.dev/plan"];
+  for (const config of [was, is]) {
+    config.mounts.sort((a: { destination: string }, b: { destination: string }) =>
+      a.destination < b.destination ? -1 : 1,
+    );
+  }
+  assert.deepEqual(is, was);
+}
+
+/** The names of the receipts' files. @param state where their folder is, root's or a user's */
+export function receipts({ machine }: On, state = "run/sluice"): string[] {
+  const dir = path.join(machine.dir, state, "receipts");
+  return fs.existsSync(dir) ? fs.readdirSync(dir).sort() : [];
 }
 
 function record(machine: Machine, name: string): { config: string; arguments: string[] } | undefined {
