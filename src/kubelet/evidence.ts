@@ -1,4 +1,5 @@
 import type { Evidence, PodContainer } from "../policy/allocation.ts";
+import { makeRoom } from "../sys/bounded.ts";
 import { reasonOf } from "../sys/error.ts";
 import type { PodRecords } from "./checkpoint.ts";
 import { type Clock, systemClock } from "./clock.ts";
@@ -117,11 +118,8 @@ export class EvidenceCache {
     const own = { namespace, pod: name, ...(uid === undefined ? {} : { uid }) };
     const sandbox: Sandbox = { pod: own, learnt: undefined, weighed: undefined, asking: undefined };
     this.#sandboxes.delete(sandboxId);
+    makeRoom(this.#sandboxes, MAX_SANDBOXES);
     this.#sandboxes.set(sandboxId, sandbox);
-    if (this.#sandboxes.size > MAX_SANDBOXES) {
-      const [oldest] = this.#sandboxes.keys();
-      this.#sandboxes.delete(oldest as string);
-    }
     return sandbox;
   }
 
@@ -151,8 +149,7 @@ export class EvidenceCache {
     const text = JSON.stringify(evidence);
     const same = this.#said.get(text);
     if (same !== undefined || text.length > LONGEST_SAID) return same ?? evidence;
-    const [oldest] = this.#said.keys();
-    if (this.#said.size >= MAX_SAID && oldest !== undefined) this.#said.delete(oldest);
+    makeRoom(this.#said, MAX_SAID);
     this.#said.set(text, evidence);
     return evidence;
   }

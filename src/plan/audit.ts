@@ -56,15 +56,7 @@ export function writeAudit(
   told: string,
   evidence: string | undefined,
 ): void {
-  const { decision, door, id, pod } = head;
-  const start: Omit<AuditLine, keyof Told | "evidence"> = {
-    version: 1,
-    time: rfc3339(sys.now()),
-    decision,
-    door,
-    id,
-    pod,
-  };
+  const start: Omit<AuditLine, keyof Told | "evidence"> = { version: 1, time: rfc3339(sys.now()), ...head };
   const tail = evidence === undefined ? "}" : `,"evidence":${evidence}}`;
   const text = `${JSON.stringify(start).slice(0, -1)},${told.slice(1, -1)}${tail}\n`;
   const path = `${logDir}/audit.jsonl`;

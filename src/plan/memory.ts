@@ -6,6 +6,7 @@ import type { Config } from "../oci/spec.ts";
 import type { Settings } from "../policy/config.ts";
 import type { Grant } from "../policy/grant.ts";
 import { type Request, readRequest, wordsOf } from "../request/request.ts";
+import { makeRoom } from "../sys/bounded.ts";
 import { isSettled } from "../sys/cache.ts";
 import { OsError } from "../sys/error.ts";
 import type { Files } from "../sys/sys.ts";
@@ -55,7 +56,7 @@ export class Memory implements PlanStore {
     if (known !== undefined) return known;
     const request = readRequest(config, defaultKind);
     if (key.length > LONGEST) return request;
-    makeRoom(this.#requests);
+    makeRoom(this.#requests, MOST);
     this.#requests.set(key, request);
     return request;
   }
@@ -79,7 +80,7 @@ export class Memory implements PlanStore {
     if (registry !== this.#known?.registry || key.length > LONGEST) return;
     if (settings !== this.#settings) this.#answers.clear();
     this.#settings = settings;
-    makeRoom(this.#answers);
+    makeRoom(this.#answers, MOST);
     this.#answers.set(key, answer);
   }
 
@@ -93,7 +94,7 @@ export class Memory implements PlanStore {
   }
 
   keep(grant: Grant, state: string, plan: Plan, unresolved: readonly ContainerEdits[]): void {
-    makeRoom(this.#plans);
+    makeRoom(this.#plans, MOST);
     this.#plans.set(this.#keyOf(grant, state), {
       plan,
       unresolved: unresolved.flatMap((edits) => edits.deviceNodes ?? []),
@@ -104,12 +105,6 @@ export class Memory implements PlanStore {
   #keyOf(grant: Grant, state: string): string {
     return `${state}\n${this.textOf(grant)}`;
   }
-}
-
-/** For one more. */
-function makeRoom(kept: Map<string, unknown>): void {
-  const [oldest] = kept.keys();
-  if (kept.size >= MOST && oldest !== undefined) kept.delete(oldest);
 }
 
 interface Kept {

@@ -363,7 +363,8 @@ function audit(
 function toldOf(memory: Memory | undefined, { request, carried }: Wanted, decision: Decision): string {
   const { plan, denied, notUnderstood = [] } = decision;
   const isPlain = denied.length + notUnderstood.length + carried.nodes.length === 0 && !carried.isPrivileged;
-  const known = isPlain && plan !== undefined ? memory?.told.get(plan) : undefined;
+  const plain = isPlain ? plan : undefined;
+  const known = plain && memory?.told.get(plain);
   if (known?.request === request) return known.told;
 
   let omitted = 0;
@@ -381,6 +382,6 @@ function toldOf(memory: Memory | undefined, { request, carried }: Wanted, decisi
     notUnderstood: cut(notUnderstood),
   };
   const told = JSON.stringify(omitted === 0 ? all : { ...all, omitted });
-  if (isPlain && plan !== undefined) memory?.told.set(plan, { request, told });
+  if (plain !== undefined) memory?.told.set(plain, { request, told });
   return told;
 }
